@@ -1,0 +1,231 @@
+//! The command line.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+use throughline::Timestamp;
+
+use crate::output::Color;
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+const AFTER_HELP: &str = "\
+Addresses:
+  amqp://user:pass@host:5672/vhost?queue=NAME      RabbitMQ (amqps:// for TLS)
+  memory:NAME?queue=NAME                           within one process: only for `demo`
+
+Exit codes:
+  0    done; also when a consumer was stopped by Ctrl-C or SIGTERM, or the reader of stdout went away
+  1    failed: the broker, the network, a file, or some of the lines of `publish --lines`
+  2    usage: a wrong argument, address or message; nothing was sent
+  3    the queue, exchange or virtual host does not exist
+  4    the credentials were refused, or do not allow this
+  130  interrupted before the work was done (`publish`, `demo`)
+
+Environment:
+  TRACEPARENT, TRACESTATE, BAGGAGE   `publish` continues this W3C trace context
+  OTEL_EXPORTER_OTLP_ENDPOINT        spans are exported there, by OTLP over HTTP (http:// only);
+                                     the other OTEL_* variables of the SDK work too
+  RUST_LOG                           what is logged to stderr, such as info or throughline_core=debug
+  NO_COLOR                           no colour";
+
+/// One trace, through every queue: publish and consume on any message broker.
+#[derive(Debug, Parser)]
+#[command(name = "throughline", version, styles = STYLES, after_help = AFTER_HELP, arg_required_else_help = true)]
+pub(crate) struct Args {
+    /// More log on stderr: -v info, -vv debug, -vvv trace
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// When to colour: on a terminal without NO_COLOR, always, or never
+    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t = ColorArg::Auto)]
+    pub(crate) color: ColorArg,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Follow one request through HTTP, a queue, a failed attempt and a retry, and draw its trace
+    Demo(DemoArgs),
+    /// Send a message, or one a line
+    Publish(Box<PublishArgs>),
+    /// Print messages, and acknowledge them once they are written
+    Consume(ConsumeArgs),
+    /// Create the queue, exchange or topic that an address names
+    Create(AdminArgs),
+    /// Delete the queue, exchange or topic that an address names, with its messages
+    Delete(AdminArgs),
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ColorArg {
+    Auto,
+    Always,
+    Never,
+}
+
+impl From<ColorArg> for Color {
+    fn from(color: ColorArg) -> Self {
+        match color {
+            ColorArg::Auto => Self::Auto,
+            ColorArg::Always => Self::Always,
+            ColorArg::Never => Self::Never,
+        }
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DemoArgs {
+    /// The queue to go through; where the address names none, one is created and deleted afterwards
+    #[arg(long, value_name = "URL", default_value = crate::demo::DEFAULT_ADDRESS)]
+    pub(crate) via: String,
+    /// One JSON object a span, instead of the waterfall
+    ///
+    /// trace_id, span_id, parent_span_id (null for the root), name, kind (internal, server, client, producer, consumer),
+    /// start and end (RFC 3339 with nanoseconds, UTC), status ({"code": "unset", "ok" or "error", "message": …}),
+    /// attributes (an object) and links (trace_id, span_id, attributes). Spans come in the order of the waterfall.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct PublishArgs {
+    /// Where to, such as amqp://guest:guest@localhost/%2f?queue=jobs
+    pub(crate) url: String,
+    /// The message type: the business operation, such as campaign.sync_report
+    #[arg(short, long = "type", value_name = "TYPE")]
+    pub(crate) message_type: Option<String>,
+    /// The ordering key: messages of one key are kept in order
+    #[arg(short, long)]
+    pub(crate) key: Option<String>,
+    /// A header; may be repeated, and a repeated name keeps all its values
+    #[arg(short = 'H', long = "header", value_name = "NAME=VALUE")]
+    pub(crate) headers: Vec<String>,
+    /// The payload's media type; for JSON ones, a body that is not JSON is sent with a warning
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) content_type: Option<String>,
+    /// The payload's content encoding, such as gzip
+    #[arg(long, value_name = "ENCODING")]
+    pub(crate) content_encoding: Option<String>,
+    /// The body; without --data and --file it is read from stdin
+    #[arg(short, long, value_name = "TEXT", conflicts_with_all = ["file", "lines"])]
+    pub(crate) data: Option<String>,
+    /// A file with the body; - is stdin
+    #[arg(short, long, value_name = "PATH")]
+    pub(crate) file: Option<PathBuf>,
+    /// One message a line (\n or \r\n) of the file or stdin; empty lines are skipped and counted
+    ///
+    /// Many are in flight at once, and memory stays bounded. A line that the destination refuses is told on stderr by
+    /// its number, and the others go on; when the destination itself fails, reading stops, and stderr says after which
+    /// line. Receipts come on stdout, in the order of the lines.
+    #[arg(short, long, conflicts_with_all = ["id", "idempotency_key"])]
+    pub(crate) lines: bool,
+    /// The message's id, in place of a new UUIDv7
+    #[arg(long)]
+    pub(crate) id: Option<String>,
+    /// Who made it
+    #[arg(long)]
+    pub(crate) source: Option<String>,
+    /// When it was made (RFC 3339), in place of the present
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub(crate) time: Option<Timestamp>,
+    /// Ties a reply to its request
+    #[arg(long, value_name = "ID")]
+    pub(crate) correlation_id: Option<String>,
+    /// Where replies should go
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) reply_to: Option<String>,
+    /// What consumers deduplicate their effects by
+    #[arg(long, value_name = "KEY")]
+    pub(crate) idempotency_key: Option<String>,
+    /// 0 to 255; higher is sooner, where the broker has priorities
+    #[arg(long)]
+    pub(crate) priority: Option<u8>,
+    /// After that it need not be delivered any more, such as 30s or 5m
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) expires_in: Option<Duration>,
+    /// Not delivered before that long from now
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) delay: Option<Duration>,
+    /// Receipts as one JSON object a message: id, type, trace_id, native_id, deduplicated (and line, with --lines)
+    #[arg(long, conflicts_with = "quiet")]
+    pub(crate) json: bool,
+    /// No receipts
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ConsumeArgs {
+    /// Where from, such as amqp://guest:guest@localhost/%2f?queue=jobs
+    pub(crate) url: String,
+    /// Stop after so many; messages beyond are not touched
+    #[arg(short = 'n', long, value_name = "N")]
+    pub(crate) max: Option<NonZeroUsize>,
+    /// Stop when no message came for that long (fewer than --max is no failure); without it, wait for ever
+    #[arg(short, long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) wait: Option<Duration>,
+    /// One JSON object a message
+    ///
+    /// Always: id, type, key, time (RFC 3339), content_type, headers, payload (text) or payload_base64, attempt,
+    /// receive_count, queue_delay_ms and native (what the broker says, by its own names); null where unknown. Where the
+    /// message has them: id_origin, source, content_encoding, correlation_id, reply_to, expires_at, priority,
+    /// idempotency_key, trace_id, failures.
+    ///
+    /// A header's value is text; null; {"base64": …} for bytes; {"type": …, "value": …} for a broker's own type; and an
+    /// array of these for a repeated name. A key that is not UTF-8 is {"base64": …} too.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Leave the messages in the queue: they are held until the end, then released
+    ///
+    /// Brokers may count this as a delivery. Stops after 100 messages, or 2 s without one, unless --max or --wait say
+    /// otherwise.
+    #[arg(long)]
+    pub(crate) peek: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct AdminArgs {
+    /// What, such as amqp://guest:guest@localhost/%2f?queue=jobs
+    pub(crate) url: String,
+    /// A JSON object: address, and created or deleted (a list)
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| "not a duration such as 500ms, 30s or 5m".to_owned())
+}
+
+fn time(text: &str) -> Result<Timestamp, String> {
+    humantime::parse_rfc3339_weak(text)
+        .map(Timestamp::from)
+        .map_err(|_| "not an RFC 3339 time in UTC such as 2026-11-22T10:00:00Z".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn help_fits_a_terminal_and_documents_every_exit_code() {
+        let help = Args::command().render_long_help().to_string();
+        for code in crate::failure::Exit::ALL {
+            assert!(help.lines().any(|line| line.starts_with(&format!("  {} ", code as u8))), "{code:?}");
+        }
+        assert!(help.lines().all(|line| line.chars().count() <= 110), "{help}");
+    }
+}

@@ -1,0 +1,43 @@
+//! From the address on the command line to a connected bus.
+
+use throughline::{Address, Bus, registered, registrations};
+
+use crate::failure::Failure;
+
+/// Reads an address, and refuses one that lives only within a process: this one ends with the command.
+pub(crate) fn outside_this_process(url: &str, command: &str) -> Result<Address, Failure> {
+    let address: Address = url.parse()?;
+    let transport = registered(&address).map_err(|error| error.at(operation(command), &address))?;
+    if transport.name != "memory" {
+        return Ok(address);
+    }
+    let others: Vec<_> = registrations()
+        .filter(|other| other.name != transport.name)
+        .flat_map(|other| other.schemes)
+        .map(|scheme| format!("{scheme}:"))
+        .collect();
+    let hint = format!(
+        "use a broker's address ({}), or see `throughline demo`, which publishes and consumes in one process",
+        others.join(", ")
+    );
+    Err(Failure::usage(format!(
+        "{command} {address}: a memory: address exists only within one process, and would be gone with this command"
+    ))
+    .hint(hint))
+}
+
+/// Connects to an address that outlives the command.
+pub(crate) async fn connect(url: &str, command: &str) -> Result<Bus, Failure> {
+    let address = outside_this_process(url, command)?;
+    Ok(Bus::connect_to(address).await?)
+}
+
+fn operation(command: &str) -> &'static str {
+    match command {
+        "publish" => "publish",
+        "consume" => "consume",
+        "create" => "create",
+        "delete" => "delete",
+        _ => "connect",
+    }
+}

@@ -1,0 +1,332 @@
+//! The publisher's dispatcher: forms batches, keeps driver calls running, holds keys back and sends again.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use opentelemetry::Context;
+use tokio::sync::mpsc;
+
+use crate::answer::Slot;
+use crate::capabilities::KeyPipeline;
+use crate::driver::{Answer, Completions, OperationId, Outgoing, Receipt};
+use crate::error::{Error, ErrorKind, Result, Retry};
+use crate::publisher::{KeyOrder, Shared};
+
+/// The first wait before sending again, and the longest.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+/// A message on its way.
+pub(crate) struct Item {
+    pub(crate) message: Outgoing,
+    /// On the wire, in bytes.
+    pub(crate) size: usize,
+    pub(crate) slot: Slot<Receipt>,
+    /// The send span of a single message.
+    pub(crate) span: Option<Context>,
+    pub(crate) started: Instant,
+    pub(crate) deadline: Instant,
+}
+
+/// What an answer tells the dispatcher.
+pub(crate) enum Event {
+    /// The message failed safely and is to be sent again.
+    Resend(Item, Error),
+    /// A message of a key that is sent one by one is answered.
+    Released(Bytes),
+    /// Nothing is unanswered any more; whether the last message was accepted.
+    Idle {
+        /// So the broker is well: the backoff begins anew.
+        accepted: bool,
+    },
+}
+
+type Call = Pin<Box<dyn Future<Output = bool> + Send>>;
+
+pub(crate) struct Dispatcher {
+    shared: Arc<Shared>,
+    /// To be sent, in order.
+    ready: VecDeque<Item>,
+    /// Driver calls under way; each tells whether its batch was a partial one.
+    calls: FuturesUnordered<Call>,
+    partial_under_way: bool,
+    /// Messages given to the driver and not answered.
+    unanswered: Arc<AtomicUsize>,
+    /// Keys with an unresolved message that others must not overtake, and how many.
+    busy: HashMap<Bytes, usize>,
+    /// What waits for a busy key.
+    parked: HashMap<Bytes, VecDeque<Item>>,
+    /// To be sent again, in their first order.
+    resends: BTreeMap<OperationId, Item>,
+    resend_at: Option<Instant>,
+    backoff: Duration,
+    one_by_one: bool,
+}
+
+impl Dispatcher {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        let one_by_one = shared.options.key_order == KeyOrder::Strict
+            && shared.driver.capabilities().key_pipeline == KeyPipeline::Unsafe;
+        Self {
+            shared,
+            ready: VecDeque::new(),
+            calls: FuturesUnordered::new(),
+            partial_under_way: false,
+            unanswered: Arc::default(),
+            busy: HashMap::new(),
+            parked: HashMap::new(),
+            resends: BTreeMap::new(),
+            resend_at: None,
+            backoff: BACKOFF.0,
+            one_by_one,
+        }
+    }
+
+    /// Runs until the queue is closed and everything is answered, then closes the driver.
+    pub(crate) async fn run(
+        mut self,
+        mut queue: mpsc::Receiver<Vec<Item>>,
+        mut events: mpsc::UnboundedReceiver<Event>,
+    ) -> Result<()> {
+        let mut open = true;
+        loop {
+            self.start_calls();
+            // The count is read before the events: an answer sends its event first, and lowers the count then.
+            let unanswered = self.unanswered.load(Ordering::Acquire);
+            while let Ok(event) = events.try_recv() {
+                self.on_event(event);
+            }
+            if !self.ready.is_empty() && self.can_start() {
+                continue;
+            }
+            if !open && unanswered == 0 && self.calls.is_empty() && self.is_idle() {
+                return self.shared.driver.close().await;
+            }
+            let resend_at = self.resend_at;
+            tokio::select! {
+                biased;
+                Some(partial) = self.calls.next(), if !self.calls.is_empty() => {
+                    self.partial_under_way &= !partial;
+                }
+                Some(event) = events.recv() => self.on_event(event),
+                () = sleep_until(resend_at), if resend_at.is_some() => self.resend(),
+                chunk = queue.recv(), if open => match chunk {
+                    Some(chunk) => {
+                        self.ready.extend(chunk);
+                        // What has accumulated goes together.
+                        while let Ok(chunk) = queue.try_recv() {
+                            self.ready.extend(chunk);
+                        }
+                    }
+                    None => open = false,
+                },
+            }
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.ready.is_empty() && self.resends.is_empty() && self.parked.is_empty()
+    }
+
+    fn can_start(&self) -> bool {
+        self.calls.len() < self.shared.driver.capabilities().publish_calls.max(1)
+            && (!self.partial_under_way || self.has_full_batch())
+    }
+
+    fn has_full_batch(&self) -> bool {
+        let limits = &self.shared.driver.capabilities().limits;
+        self.ready.len() >= limits.batch_entries
+            || limits.batch_bytes.is_some_and(|max| {
+                let mut bytes = 0;
+                self.ready.iter().any(|item| {
+                    bytes += item.size;
+                    bytes > max
+                })
+            })
+    }
+
+    fn start_calls(&mut self) {
+        while !self.ready.is_empty() && self.can_start() {
+            let partial = !self.has_full_batch();
+            let items = self.take_batch();
+            if items.is_empty() {
+                continue;
+            }
+            let batch: Vec<_> = items.iter().map(|item| item.message.clone()).collect();
+            self.unanswered.fetch_add(items.len(), Ordering::AcqRel);
+            self.partial_under_way |= partial;
+            let len = items.len();
+            let answers = InFlight {
+                items: Mutex::new(items.into_iter().map(Some).collect()),
+                shared: self.shared.clone(),
+                unanswered: self.unanswered.clone(),
+                one_by_one: self.one_by_one,
+            };
+            let done = Completions::new(len, Arc::new(answers));
+            let driver = self.shared.driver.clone();
+            self.calls.push(Box::pin(async move {
+                driver.publish(batch, done).await;
+                partial
+            }));
+        }
+    }
+
+    /// Takes the next batch off the queue; messages of fenced and busy keys are answered or parked on the way.
+    fn take_batch(&mut self) -> Vec<Item> {
+        let limits = self.shared.driver.capabilities().limits;
+        let mut batch = Vec::with_capacity(self.ready.len().min(limits.batch_entries));
+        let mut bytes = 0;
+        while batch.len() < limits.batch_entries {
+            let Some(item) = self.ready.front() else { break };
+            bytes += item.size;
+            if !batch.is_empty() && limits.batch_bytes.is_some_and(|max| bytes > max) {
+                break;
+            }
+            let Some(item) = self.ready.pop_front() else { break };
+            if let Some(item) = self.admit(item) {
+                batch.push(item);
+            }
+        }
+        batch
+    }
+
+    /// Gives the item back if its key lets it go.
+    fn admit(&mut self, item: Item) -> Option<Item> {
+        let Some(key) = &item.message.envelope.ordering_key else { return Some(item) };
+        if self.shared.is_fenced(key) {
+            self.shared.finish(item, Err(held_back()));
+            return None;
+        }
+        if self.busy.contains_key(key) {
+            self.parked.entry(key.clone()).or_default().push_back(item);
+            return None;
+        }
+        if self.one_by_one {
+            self.busy.insert(key.clone(), 1);
+        }
+        Some(item)
+    }
+
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Idle { accepted } => {
+                if accepted {
+                    self.backoff = BACKOFF.0;
+                }
+            }
+            Event::Released(key) => self.release(&key),
+            Event::Resend(item, error) => {
+                let due = Instant::now() + self.backoff;
+                if due >= item.deadline {
+                    let key = item.message.envelope.ordering_key.clone();
+                    self.shared.finish(item, Err(error));
+                    if let Some(key) = key.filter(|_| self.one_by_one) {
+                        self.release(&key);
+                    }
+                    return;
+                }
+                tracing::debug!(error = %error, "publish failed safely, sending again");
+                if let Some(key) = &item.message.envelope.ordering_key
+                    && !self.one_by_one
+                {
+                    *self.busy.entry(key.clone()).or_default() += 1;
+                }
+                self.resends.insert(item.message.operation, item);
+                self.resend_at.get_or_insert(due);
+            }
+        }
+    }
+
+    /// All resends go at once, before what is queued, in their first order.
+    fn resend(&mut self) {
+        self.resend_at = None;
+        self.backoff = (self.backoff * 2).min(BACKOFF.1);
+        let resends = std::mem::take(&mut self.resends);
+        for item in resends.values() {
+            if let Some(key) = item.message.envelope.ordering_key.clone() {
+                self.release(&key);
+            }
+        }
+        for item in resends.into_values().rev() {
+            self.ready.push_front(item);
+        }
+    }
+
+    /// One message of a busy key is resolved, or about to be sent again ahead of those parked.
+    fn release(&mut self, key: &Bytes) {
+        match self.busy.get_mut(key) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => {
+                self.busy.remove(key);
+                if let Some(parked) = self.parked.remove(key) {
+                    for item in parked.into_iter().rev() {
+                        self.ready.push_front(item);
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn held_back() -> Error {
+    Error::new(
+        ErrorKind::HeldBack,
+        "not sent: an earlier message of this ordering key failed; call resume(key) to go on",
+    )
+    .with_retry(Retry::Safe)
+}
+
+/// The answers of one driver call.
+struct InFlight {
+    items: Mutex<Vec<Option<Item>>>,
+    shared: Arc<Shared>,
+    unanswered: Arc<AtomicUsize>,
+    one_by_one: bool,
+}
+
+impl Answer for InFlight {
+    fn answer(&self, index: usize, result: Result<Receipt>) {
+        let item = {
+            let mut items = self.items.lock().unwrap_or_else(PoisonError::into_inner);
+            items.get_mut(index).and_then(Option::take)
+        };
+        let Some(item) = item else { return };
+        let again = result.as_ref().err().is_some_and(|error| match error.retry() {
+            Retry::Never => false,
+            Retry::Safe => true,
+            Retry::Uncertain => self.shared.options.allow_duplicates,
+        });
+        // The dispatcher may be gone only when nothing is unanswered, so its events are always received.
+        match result {
+            Err(error) if again => {
+                let _ = self.shared.events.send(Event::Resend(item, error));
+                self.unanswered.fetch_sub(1, Ordering::AcqRel);
+            }
+            result => {
+                let accepted = result.is_ok();
+                let key = item.message.envelope.ordering_key.clone().filter(|_| self.one_by_one);
+                self.shared.finish(item, result);
+                if let Some(key) = key {
+                    let _ = self.shared.events.send(Event::Released(key));
+                }
+                // The last one wakes a dispatcher that waits to close.
+                if self.unanswered.fetch_sub(1, Ordering::AcqRel) == 1 {
+                    let _ = self.shared.events.send(Event::Idle { accepted });
+                }
+            }
+        }
+    }
+}

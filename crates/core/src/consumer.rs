@@ -1,0 +1,447 @@
+//! The portable consumer: prefetch, batched settlement, leases, a stream of deliveries.
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context as TaskContext, Poll};
+use std::time::{Duration, Instant, SystemTime};
+
+use futures_core::Stream;
+use opentelemetry::trace::SpanKind;
+use opentelemetry::{Context, KeyValue};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::address::Address;
+use crate::capabilities::{Capabilities, SettleMeaning};
+use crate::delivery::Delivery;
+use crate::driver::{self, Settlement};
+use crate::error::{Error, ErrorKind, Result, Retry};
+use crate::lease::Leases;
+use crate::metrics::Instruments;
+use crate::settle::{self, Op, SettleQueue, Settled};
+use crate::trace::{self, Description, SpanNames, TracePolicy, attribute};
+
+/// At most so many messages are asked of the driver at once, and so many deferred acks are written at once.
+const BATCH: usize = 100;
+/// The wait after a passing error of the driver.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Which order a consumer keeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// Messages of one ordering key in order, as far as the transport can (its capabilities say): where it can natively,
+    /// a key's next message is delivered when the one before is settled; a keyed message is retried in its place.
+    #[default]
+    PerKey,
+    /// Whatever is quickest.
+    Any,
+}
+
+/// How a consumer works. The defaults suit most.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ConsumeOptions {
+    /// How many deliveries may be unsettled, buffered ones included (the prefetch); 500 by default.
+    pub max_unsettled: usize,
+    /// How many bytes of payload may be unsettled before no more is asked for; 64 MiB by default. One batch may exceed
+    /// it.
+    pub max_bytes: usize,
+    /// How long a lease is, where it can be chosen; 30 s by default. It is extended while the delivery is unsettled.
+    pub lease: Duration,
+    /// How long a delivery may be held in all; 1 h by default. Then its lease is let go, and it is delivered again.
+    pub max_lease: Duration,
+    /// Which order is kept.
+    pub order: Order,
+    /// How a process span relates to its message's creation context.
+    pub trace: TracePolicy,
+    /// What spans are named after.
+    pub span_names: SpanNames,
+    /// Whether each receipt of messages from the driver makes a span (a root of its own, linked to the messages).
+    pub receive_spans: bool,
+    /// Where settlement is [`Deferred`](SettleMeaning::Deferred), how long an ack waits for others to be written with it;
+    /// 5 ms by default. It is written at once when 100 wait or the application waits for messages. Zero: each ack waits
+    /// until it is written.
+    pub settle_linger: Duration,
+    /// How long one call to the driver waits for messages (SQS: the long poll); 20 s by default.
+    pub poll: Duration,
+}
+
+impl Default for ConsumeOptions {
+    fn default() -> Self {
+        Self {
+            max_unsettled: 500,
+            max_bytes: 64 * 1024 * 1024,
+            lease: Duration::from_secs(30),
+            max_lease: Duration::from_secs(60 * 60),
+            order: Order::default(),
+            trace: TracePolicy::default(),
+            span_names: SpanNames::default(),
+            receive_spans: true,
+            settle_linger: Duration::from_millis(5),
+            poll: Duration::from_secs(20),
+        }
+    }
+}
+
+/// A stream of deliveries from one source. Consumers that name the same queue, group or subscription compete.
+///
+/// It reconnects by itself. The stream ends after [`stop`](Self::stop), or with the one error that no waiting will mend
+/// (the queue was deleted, access was withdrawn).
+///
+/// Dropped without [`close`](Self::close), it takes no more messages and releases the unread; deliveries still held can
+/// be settled, as long as the runtime lives.
+pub struct Consumer {
+    deliveries: mpsc::Receiver<Result<Delivery>>,
+    shared: Arc<Shared>,
+    receiver: Option<JoinHandle<()>>,
+    settler: Option<JoinHandle<Result<()>>>,
+}
+
+/// Where a consumer is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    Running,
+    /// Takes no more messages; what is held can be settled.
+    Stopped,
+    /// Dropped without a close: closes itself when nothing is held any more.
+    Abandoned,
+    /// Settles what was asked for before, then closes the driver.
+    Closing,
+    Closed,
+}
+
+/// What the consumer, its tasks and its deliveries share.
+pub(crate) struct Shared {
+    pub(crate) driver: Arc<dyn driver::Consumer>,
+    pub(crate) options: ConsumeOptions,
+    pub(crate) address: Address,
+    pub(crate) instruments: Instruments,
+    pub(crate) span_attributes: Vec<KeyValue>,
+    pub(crate) queue: SettleQueue,
+    pub(crate) leases: Option<Arc<Leases>>,
+    pub(crate) deferred: bool,
+    /// One permit a delivery that may be unsettled.
+    room: Semaphore,
+    unsettled: AtomicUsize,
+    unsettled_bytes: AtomicUsize,
+    /// Told when bytes are settled.
+    settled: Notify,
+    settle_errors: AtomicU64,
+    /// The receiving task has ended.
+    received_all: AtomicBool,
+    phase: watch::Sender<Phase>,
+}
+
+impl Consumer {
+    /// Wraps a driver's consumer. Must be called within a tokio runtime; `Bus::consumer` does this for you.
+    pub fn new(driver: Arc<dyn driver::Consumer>, address: &Address, options: ConsumeOptions) -> Self {
+        let max_unsettled = options.max_unsettled.clamp(1, Semaphore::MAX_PERMITS);
+        let capabilities = driver.capabilities();
+        let deferred =
+            capabilities.settle == SettleMeaning::Deferred && !options.settle_linger.is_zero();
+        // Well below the prefetch, so that the broker always has room to send more meanwhile.
+        let full = BATCH.min(max_unsettled / 2);
+        let shared = Arc::new(Shared {
+            instruments: Instruments::new(capabilities, driver.endpoint()),
+            span_attributes: attribute::of_endpoint(capabilities, driver.endpoint()),
+            queue: SettleQueue::new(full, if deferred { options.settle_linger } else { Duration::ZERO }),
+            leases: Leases::new(capabilities.lease, options.lease, options.max_lease).map(Arc::new),
+            deferred,
+            room: Semaphore::new(max_unsettled),
+            unsettled: AtomicUsize::new(0),
+            unsettled_bytes: AtomicUsize::new(0),
+            settled: Notify::new(),
+            settle_errors: AtomicU64::new(0),
+            received_all: AtomicBool::new(false),
+            phase: watch::channel(Phase::Running).0,
+            address: address.clone(),
+            options: ConsumeOptions { max_unsettled, ..options },
+            driver,
+        });
+        // One place more, for the error that ends the stream.
+        let (sender, deliveries) = mpsc::channel(max_unsettled + 1);
+        let receiver = tokio::spawn(receive(shared.clone(), sender));
+        let settler = tokio::spawn(settle_until_closed(shared.clone()));
+        Self { deliveries, shared, receiver: Some(receiver), settler: Some(settler) }
+    }
+
+    /// What this source can do.
+    pub fn capabilities(&self) -> &Capabilities {
+        self.shared.driver.capabilities()
+    }
+
+    /// The driver, for the adapter's own extensions.
+    pub fn driver(&self) -> &Arc<dyn driver::Consumer> {
+        &self.shared.driver
+    }
+
+    /// The next delivery; `None` when the stream has ended. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Option<Result<Delivery>> {
+        if let Ok(delivery) = self.deliveries.try_recv() {
+            return Some(delivery);
+        }
+        self.shared.queue.nudge();
+        self.deliveries.recv().await
+    }
+
+    /// At least one delivery, and at most `max`; none when the stream has ended. Dropping the future loses nothing.
+    pub async fn next_batch(&mut self, max: NonZeroUsize) -> Result<Vec<Delivery>> {
+        let mut batch = Vec::new();
+        match self.next().await {
+            Some(first) => batch.push(first?),
+            None => return Ok(batch),
+        }
+        while batch.len() < max.get() {
+            match self.deliveries.try_recv() {
+                Ok(Ok(delivery)) => batch.push(delivery),
+                // It ended the stream: told by the next call, with what is here delivered first.
+                Ok(Err(error)) => {
+                    tracing::warn!(error = %error, "the consumer ends");
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        Ok(batch)
+    }
+
+    /// How many deferred acks have failed so far: their messages are delivered again.
+    pub fn settle_errors(&self) -> u64 {
+        self.shared.settle_errors.load(Ordering::Relaxed)
+    }
+
+    /// Takes no more messages and releases the unread; the stream then ends. Deliveries that are held can be settled.
+    pub async fn stop(&mut self) {
+        self.shared.advance(Phase::Stopped);
+        if let Some(receiver) = self.receiver.take()
+            && let Err(error) = receiver.await
+        {
+            tracing::error!(%error, "the receiving task failed");
+        }
+        // Dropped, and so released.
+        while self.deliveries.try_recv().is_ok() {}
+    }
+
+    /// Stops, settles what was asked for, and closes. Deliveries that are still held become `Closed`; they go back as
+    /// their lease or connection ends.
+    pub async fn close(mut self) -> Result<()> {
+        self.stop().await;
+        self.shared.advance(Phase::Closing);
+        match self.settler.take() {
+            Some(settler) => settler.await.unwrap_or_else(|error| {
+                Err(Error::new(ErrorKind::Internal, "the settling task failed").with_source(error))
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        self.shared.advance(Phase::Abandoned);
+    }
+}
+
+impl Stream for Consumer {
+    type Item = Result<Delivery>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
+        let polled = self.deliveries.poll_recv(cx);
+        if polled.is_pending() {
+            self.shared.queue.nudge();
+        }
+        polled
+    }
+}
+
+impl fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Consumer").field("address", &self.shared.address).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn advance(&self, to: Phase) {
+        self.phase.send_if_modified(|phase| {
+            let forward = *phase < to;
+            *phase = (*phase).max(to);
+            forward
+        });
+        self.room.close();
+        self.settled.notify_waiters();
+        self.queue.wake();
+    }
+
+    fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// Whether nothing is left to settle.
+    fn is_over(&self) -> bool {
+        match self.phase() {
+            Phase::Running | Phase::Stopped => false,
+            Phase::Abandoned => {
+                self.received_all.load(Ordering::Acquire) && self.unsettled.load(Ordering::Acquire) == 0
+            }
+            Phase::Closing | Phase::Closed => self.queue.is_empty(),
+        }
+    }
+
+    /// A delivery has left the consumer, settled or not.
+    fn off(&self, op: &Op) {
+        if let (Some(leases), Some(key)) = (&self.leases, op.lease) {
+            leases.remove(key);
+        }
+        self.unsettled_bytes.fetch_sub(op.bytes, Ordering::AcqRel);
+        self.unsettled.fetch_sub(1, Ordering::AcqRel);
+        self.room.add_permits(1);
+        self.settled.notify_waiters();
+    }
+
+    /// Waits until there is room, and takes as many places as one call may fill. None once stopped.
+    async fn places(&self) -> Option<NonZeroUsize> {
+        loop {
+            let told = self.settled.notified();
+            if self.phase() != Phase::Running {
+                return None;
+            }
+            if self.unsettled_bytes.load(Ordering::Acquire) < self.options.max_bytes {
+                break;
+            }
+            told.await;
+        }
+        let mut permits = self.room.acquire().await.ok()?;
+        let more = self.room.available_permits().min(BATCH - 1);
+        let mut count = 1;
+        if more > 0
+            && let Ok(others) = self.room.try_acquire_many(u32::try_from(more).unwrap_or(0))
+        {
+            permits.merge(others);
+            count += more;
+        }
+        permits.forget();
+        NonZeroUsize::new(count)
+    }
+}
+
+/// Asks the driver for messages while there is room, until the consumer stops.
+async fn receive(shared: Arc<Shared>, sender: mpsc::Sender<Result<Delivery>>) {
+    let mut phase = shared.phase.subscribe();
+    let driver = shared.driver.clone();
+    // The driver's calls are never dropped: `stop` makes a waiting one return.
+    let stopper = {
+        let driver = driver.clone();
+        async move {
+            let _ = phase.wait_for(|phase| *phase >= Phase::Stopped).await;
+            driver.stop().await;
+        }
+    };
+    let receiver = async {
+        while let Some(max) = shared.places().await {
+            let started = (Instant::now(), SystemTime::now());
+            let result = driver.receive(max, shared.options.poll).await;
+            let count = result.as_ref().map_or(0, Vec::len);
+            shared.room.add_permits(max.get().saturating_sub(count));
+            match result {
+                Ok(deliveries) if deliveries.is_empty() => {}
+                Ok(deliveries) => {
+                    shared.instruments.received(count, started.0.elapsed(), None);
+                    receive_span(&shared, &deliveries, started.1);
+                    for delivery in deliveries {
+                        let bytes = delivery.envelope.payload_len();
+                        shared.unsettled.fetch_add(1, Ordering::AcqRel);
+                        shared.unsettled_bytes.fetch_add(bytes, Ordering::AcqRel);
+                        // Sent to nobody, it is dropped here, and so released.
+                        let _ = sender.try_send(Ok(Delivery::new(delivery, shared.clone())));
+                    }
+                }
+                Err(error) => {
+                    let error = error.at("consume", &shared.address);
+                    shared.instruments.received(0, started.0.elapsed(), Some(&error));
+                    if error.retry() == Retry::Never {
+                        let _ = sender.try_send(Err(error));
+                        shared.advance(Phase::Stopped);
+                        break;
+                    }
+                    tracing::warn!(error = %error, "receiving failed, trying again");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    };
+    futures_util::future::join(receiver, stopper).await;
+    shared.received_all.store(true, Ordering::Release);
+    shared.queue.wake();
+}
+
+fn receive_span(shared: &Shared, deliveries: &[driver::Delivery], started: SystemTime) {
+    if !shared.options.receive_spans {
+        return;
+    }
+    let span = trace::start(&Context::new(), SpanKind::Client, Some(started), || {
+        let mut attributes = shared.span_attributes.clone();
+        attributes.extend_from_slice(&shared.driver.endpoint().attributes);
+        attributes.push(KeyValue::new(attribute::OPERATION_TYPE, "receive"));
+        attributes.push(KeyValue::new(attribute::OPERATION_NAME, "receive"));
+        let count = i64::try_from(deliveries.len()).unwrap_or(i64::MAX);
+        attributes.push(KeyValue::new(attribute::BATCH_COUNT, count));
+        let contexts = deliveries.iter().filter_map(|d| trace::creation_context(&d.envelope.headers));
+        Description {
+            name: format!("receive {}", shared.driver.endpoint().destination).into(),
+            attributes,
+            links: contexts.filter_map(|context| trace::link(&context)).collect(),
+        }
+    });
+    if let Some(span) = span {
+        trace::end(&span, None);
+    }
+}
+
+/// Settles what is asked for, and keeps the leases, until the consumer is closed and nothing is left to settle.
+async fn settle_until_closed(shared: Arc<Shared>) -> Result<()> {
+    let driver = shared.driver.clone();
+    let phase = &shared.phase;
+    let keeper = shared.leases.clone().map(|leases| leases.keep(driver.clone(), phase.subscribe()));
+    let settler = async {
+        loop {
+            if shared.is_over() {
+                break;
+            }
+            let ops = shared.queue.take().await;
+            if ops.is_empty() {
+                continue;
+            }
+            for settled in settle::settle(&*driver, ops).await {
+                answer(&shared, settled);
+            }
+        }
+        for op in shared.queue.close() {
+            shared.off(&op);
+        }
+        shared.advance(Phase::Closed);
+        driver.close().await
+    };
+    match keeper {
+        Some(keeper) => futures_util::future::join(settler, keeper).await.0,
+        None => settler.await,
+    }
+}
+
+fn answer(shared: &Shared, Settled { op, result, took }: Settled) {
+    let result = result.map_err(|error| error.at("settle", &shared.address));
+    shared.instruments.settled(op.settlement.name(), took, result.as_ref().err());
+    shared.off(&op);
+    if let (None, Err(error)) = (&op.slot, &result) {
+        // A release is only a courtesy; an ack that failed makes a duplicate.
+        if matches!(op.settlement, Settlement::Ack) {
+            shared.settle_errors.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(error = %error, "a deferred ack failed: the message will be delivered again");
+        }
+    }
+    if let Some(slot) = op.slot {
+        slot.answer(result);
+    }
+}

@@ -1,0 +1,479 @@
+//! A received message, and its settlement.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::future::Future;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime};
+
+use opentelemetry::context::FutureExt;
+use opentelemetry::trace::{SpanKind, Status, TraceContextExt};
+use opentelemetry::{Context, KeyValue};
+use serde::de::DeserializeOwned;
+
+use crate::answer::{Slot, answers};
+use crate::codec::Codec;
+use crate::consumer::Shared;
+use crate::driver::{self, Clock, Settlement};
+use crate::envelope::Envelope;
+use crate::error::{Error, ErrorKind, Result};
+use crate::headers::{HeaderValue, Headers};
+use crate::retry::{Failure, History};
+use crate::settle::Op;
+use crate::timestamp::Timestamp;
+use crate::trace::{self, Description, SpanNames, TracePolicy, attribute};
+
+/// A received message. Settle it: [`ack`](Self::ack), [`retry`](Self::retry), [`reject`](Self::reject) or
+/// [`release`](Self::release). Dropped unsettled, it is released.
+///
+/// Its lease, where there is one, is extended until then, up to `max_lease`.
+#[must_use = "a delivery that is dropped is released, and delivered again"]
+pub struct Delivery {
+    message: driver::Delivery,
+    shared: Arc<Shared>,
+    lease: Option<usize>,
+    received: SystemTime,
+    /// The context of the process span, once there is one.
+    processed: OnceLock<Context>,
+    settled: bool,
+}
+
+/// How long a message waited between its enqueueing and its receipt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueDelay {
+    /// How long; a requested delay is not counted. Never negative: where the clocks disagree it is zero.
+    pub delay: Duration,
+    /// Whose clock says when it began.
+    pub clock: Clock,
+    /// Whether it would have been negative.
+    pub clamped: bool,
+}
+
+impl Delivery {
+    pub(crate) fn new(message: driver::Delivery, shared: Arc<Shared>) -> Self {
+        let lease = match (&shared.leases, message.lease_expires) {
+            (Some(leases), Some(expires)) => Some(leases.insert(message.token, expires)),
+            _ => None,
+        };
+        Self { message, shared, lease, received: SystemTime::now(), processed: OnceLock::new(), settled: false }
+    }
+
+    /// The message.
+    pub fn envelope(&self) -> &Arc<Envelope> {
+        &self.message.envelope
+    }
+
+    /// The message's id.
+    pub fn id(&self) -> &str {
+        &self.message.envelope.id
+    }
+
+    /// The message's headers.
+    pub fn headers(&self) -> &Headers {
+        &self.message.envelope.headers
+    }
+
+    /// The payload; empty for a tombstone.
+    pub fn payload(&self) -> &[u8] {
+        self.message.envelope.payload.as_deref().unwrap_or_default()
+    }
+
+    /// The payload as JSON. What is not the JSON asked for is `Undecodable`, whatever the content type says.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T> {
+        self.message.envelope.decode_json()
+    }
+
+    /// The payload in another format.
+    pub fn decode<T: DeserializeOwned>(&self, codec: &impl Codec) -> Result<T> {
+        self.message.envelope.decode(codec)
+    }
+
+    /// Which attempt this is, from 1: one more than those that have failed, on this hop and before.
+    pub fn attempt(&self) -> u32 {
+        self.message.failed_attempts.saturating_add(1)
+    }
+
+    /// How often the broker has delivered it, this time included, where it says.
+    pub fn receive_count(&self) -> Option<u32> {
+        self.message.receive_count
+    }
+
+    /// The failed attempts so far, where they could be carried.
+    pub fn history(&self) -> Option<&History> {
+        self.message.history.as_deref()
+    }
+
+    /// When it was received.
+    pub fn received_at(&self) -> Timestamp {
+        self.received.into()
+    }
+
+    /// How long it waited in the queue, where that is known.
+    pub fn queue_delay(&self) -> Option<QueueDelay> {
+        let (enqueued, clock) = self.message.enqueued?;
+        let millis = Timestamp::from(self.received).millis_since(enqueued);
+        let delay = Duration::from_millis(u64::try_from(millis).unwrap_or(0));
+        Some(QueueDelay { delay, clock, clamped: millis < 0 })
+    }
+
+    /// What the broker says of the message beyond the envelope, by the broker's own names.
+    pub fn native_details(&self) -> Vec<(Cow<'static, str>, HeaderValue)> {
+        self.message.native.as_ref().map(|native| native.details()).unwrap_or_default()
+    }
+
+    /// The client's own message, in the adapter's type.
+    pub fn native<T: 'static>(&self) -> Option<&T> {
+        self.message.native.as_ref().and_then(|native| native.as_any().downcast_ref())
+    }
+
+    /// Whether the lease is lost: another consumer may have the message, and this one can no longer settle it.
+    pub fn is_lease_lost(&self) -> bool {
+        match (&self.shared.leases, self.lease) {
+            (Some(leases), Some(key)) => leases.is_lost(key),
+            _ => self.message.token.epoch != self.shared.driver.epoch(),
+        }
+    }
+
+    /// Waits until the lease is lost; for ever where leases are not renewable.
+    pub async fn lease_lost(&self) {
+        match (&self.shared.leases, self.lease) {
+            (Some(leases), Some(key)) => leases.until_lost(key).await,
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// The context that the message carries, by the application's propagator; empty without one.
+    pub fn context(&self) -> Context {
+        trace::extract(self.headers())
+    }
+
+    /// Does the work within a process span that is named after the message type, and records how long the message was
+    /// queued as a span of its own. The span's context is current in `work`, so that the spans of databases and calls, and
+    /// the messages published meanwhile, join the trace.
+    ///
+    /// An error ends the span as failed, with its text; it settles nothing. Dropping the future ends the span.
+    pub async fn process<T, E: fmt::Display>(
+        &self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        self.process_in(None, work).await
+    }
+
+    /// [`process`](Self::process) in a span of this name.
+    pub async fn process_as<T, E: fmt::Display>(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        self.process_in(Some(name.into()), work).await
+    }
+
+    async fn process_in<T, E: fmt::Display>(
+        &self,
+        name: Option<Cow<'static, str>>,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let (span, context) = self.start_process(name);
+        let started = Instant::now();
+        let result = work.with_context(context).await;
+        let error = result.is_err().then(std::any::type_name::<E>);
+        self.shared.instruments.processed(started.elapsed(), error);
+        if let Some(span) = span {
+            let span = span.span();
+            if let (Err(failed), Some(error)) = (&result, error) {
+                span.set_attribute(KeyValue::new(attribute::ERROR_TYPE, error));
+                span.set_status(Status::error(failed.to_string()));
+            }
+            span.end();
+        }
+        result
+    }
+
+    /// Starts the process span below what the policy says, after the queue-delay span; gives the span, and the context to
+    /// work in.
+    fn start_process(&self, name: Option<Cow<'static, str>>) -> (Option<Context>, Context) {
+        let current = Context::current();
+        let policy = self.shared.options.trace;
+        let creation = match policy {
+            TracePolicy::Ignore => None,
+            TracePolicy::Parent | TracePolicy::Link => trace::creation_context(self.headers()),
+        };
+        let parent = match policy {
+            TracePolicy::Parent => trace::extract_onto(&current, self.headers()),
+            TracePolicy::Link | TracePolicy::Ignore => {
+                current.with_remote_span_context(opentelemetry::trace::SpanContext::NONE)
+            }
+        };
+        let link = creation.as_ref().and_then(trace::link);
+        self.queue_delay_span(&parent, link.clone());
+        let span = trace::start(&parent, SpanKind::Consumer, None, || {
+            let mut attributes = self.message_attributes("process", "process");
+            if let Some(last) = self.history().and_then(History::last) {
+                attributes.push(KeyValue::new(attribute::RETRY_REASON, last.error.clone()));
+            }
+            Description {
+                name: name.unwrap_or_else(|| self.span_name("process")),
+                attributes,
+                links: link.into_iter().collect(),
+            }
+        });
+        let context = match &span {
+            Some(span) => span.clone(),
+            // Without a tracer the message's own context goes on, unless the policy says otherwise.
+            None if policy == TracePolicy::Ignore => current,
+            None => trace::forwarding(self.headers(), &parent),
+        };
+        if let Some(span) = &span {
+            let _ = self.processed.set(span.clone());
+        }
+        (span, context)
+    }
+
+    fn queue_delay_span(&self, parent: &Context, link: Option<opentelemetry::trace::Link>) {
+        let Some(QueueDelay { delay, clock, clamped }) = self.queue_delay() else { return };
+        // Once a delivery, however often it is processed.
+        if self.processed.get().is_some() {
+            return;
+        }
+        let start = self.received.checked_sub(delay).unwrap_or(self.received);
+        let span = trace::start(parent, SpanKind::Internal, Some(start), || {
+            let mut attributes = self.shared.span_attributes.clone();
+            trace::add_envelope_attributes(&mut attributes, self.envelope());
+            attributes.push(KeyValue::new(attribute::QUEUE_DELAY, delay.as_secs_f64()));
+            let clock = match clock {
+                Clock::Broker => "broker",
+                Clock::Publisher => "publisher",
+            };
+            attributes.push(KeyValue::new(attribute::QUEUE_CLOCK, clock));
+            if clamped {
+                attributes.push(KeyValue::new(attribute::QUEUE_CLAMPED, true));
+            }
+            Description {
+                name: format!("queued {}", self.subject()).into(),
+                attributes,
+                links: link.into_iter().collect(),
+            }
+        });
+        if let Some(span) = span {
+            span.span().end_with_timestamp(self.received);
+        }
+    }
+
+    fn subject(&self) -> &str {
+        match (&self.envelope().message_type, self.shared.options.span_names) {
+            (Some(message_type), SpanNames::Business) => message_type,
+            _ => &self.shared.driver.endpoint().destination,
+        }
+    }
+
+    fn span_name(&self, operation: &'static str) -> Cow<'static, str> {
+        match (&self.envelope().message_type, self.shared.options.span_names) {
+            (Some(message_type), SpanNames::Business) if operation == "process" => {
+                message_type.clone().into()
+            }
+            _ => format!("{operation} {}", self.subject()).into(),
+        }
+    }
+
+    fn message_attributes(&self, operation_type: &'static str, name: &'static str) -> Vec<KeyValue> {
+        let mut attributes = self.shared.span_attributes.clone();
+        attributes.extend_from_slice(&self.shared.driver.endpoint().attributes);
+        attributes.push(KeyValue::new(attribute::OPERATION_TYPE, operation_type));
+        attributes.push(KeyValue::new(attribute::OPERATION_NAME, name));
+        trace::add_envelope_attributes(&mut attributes, self.envelope());
+        attributes.push(KeyValue::new(attribute::ATTEMPT, i64::from(self.attempt())));
+        if let Some(count) = self.receive_count() {
+            attributes.push(KeyValue::new(attribute::RECEIVE_COUNT, i64::from(count)));
+        }
+        if let Some(native) = &self.message.native {
+            attributes.extend(native.span_attributes());
+        }
+        attributes
+    }
+
+    /// Done: removes the message from the source. What `Ok` means, the transport's capabilities say; where settlement is
+    /// deferred, it is recorded and written a moment later, with others.
+    ///
+    /// Errors: `Stale` when the lease or the connection was lost meanwhile; the message is delivered again.
+    pub async fn ack(mut self) -> Result<()> {
+        if !self.shared.deferred {
+            return self.settle(Settlement::Ack).await;
+        }
+        let span = self.settle_span(&Settlement::Ack);
+        let result = self.check_epoch();
+        if result.is_ok() {
+            let op = self.op(Settlement::Ack, None);
+            self.shared.queue.push([op], false);
+        }
+        if let Some(span) = span {
+            trace::end(&span, result.as_ref().err());
+        }
+        result
+    }
+
+    /// Failed, try again, not before `after`, at this queue or group. The failure joins the history, and the next attempt's
+    /// span shows it.
+    ///
+    /// Errors: as [`ack`](Self::ack), and what publishing can fail with where the transport republishes; then the message
+    /// stays and is delivered again.
+    pub async fn retry(mut self, after: Duration, failure: impl Into<Failure>) -> Result<()> {
+        let history = self.failed(failure.into());
+        self.settle(Settlement::Retry { after, history }).await
+    }
+
+    /// Failed for good: to the dead-letter destination, with the history. It leaves the source only once the dead letter
+    /// is durably accepted.
+    ///
+    /// Errors: as [`retry`](Self::retry), and `NoDeadLetter` where no dead-letter destination is known; the message stays.
+    pub async fn reject(mut self, failure: impl Into<Failure>) -> Result<()> {
+        let history = self.failed(failure.into());
+        self.settle(Settlement::Reject { history }).await
+    }
+
+    /// Makes the message available again at once, without recording an attempt. Dropping does the same, without an answer.
+    pub async fn release(mut self) -> Result<()> {
+        self.settle(Settlement::Release).await
+    }
+
+    /// Acks many deliveries at once, with an answer for each, in order. They may be of different consumers.
+    pub async fn ack_all(deliveries: impl IntoIterator<Item = Self>) -> Vec<Result<()>> {
+        let deliveries: Vec<_> = deliveries.into_iter().collect();
+        let (answers, all) = answers(deliveries.len());
+        let mut run: Vec<Op> = Vec::with_capacity(deliveries.len());
+        let mut owner: Option<Arc<Shared>> = None;
+        for (index, mut delivery) in deliveries.into_iter().enumerate() {
+            if let Some(owner) = &owner
+                && !Arc::ptr_eq(owner, &delivery.shared)
+            {
+                owner.queue.push(run.drain(..), true);
+            }
+            let slot = answers.slot(index);
+            match delivery.check_epoch() {
+                Ok(()) => run.push(delivery.op(Settlement::Ack, Some(slot))),
+                Err(error) => slot.answer(Err(error)),
+            }
+            owner = Some(delivery.shared.clone());
+        }
+        if let Some(owner) = owner {
+            owner.queue.push(run, true);
+        }
+        all.await
+    }
+
+    fn failed(&self, mut failure: Failure) -> Arc<History> {
+        let mut history = self.message.history.as_deref().cloned().unwrap_or_default();
+        failure.attempt = self.attempt();
+        // A hop whose broker could not carry the history of its retries.
+        let known = history.failures().len() as u64 + u64::from(history.omitted());
+        if known < u64::from(self.message.failed_attempts) {
+            history.set_partial();
+        }
+        history.push(failure);
+        Arc::new(history)
+    }
+
+    fn check_epoch(&self) -> Result<()> {
+        if self.message.token.epoch == self.shared.driver.epoch() {
+            return Ok(());
+        }
+        Err(stale().at("settle", &self.shared.address))
+    }
+
+    async fn settle(&mut self, settlement: Settlement) -> Result<()> {
+        let span = self.settle_span(&settlement);
+        let result = match self.check_epoch() {
+            Ok(()) => {
+                let (answers, all) = answers(1);
+                let op = self.op(settlement, Some(answers.slot(0)));
+                self.shared.queue.push([op], true);
+                all.await.pop().unwrap_or_else(|| Err(stale()))
+            }
+            Err(error) => Err(error),
+        };
+        if let Some(span) = span {
+            trace::end(&span, result.as_ref().err());
+        }
+        result
+    }
+
+    /// The operation that settles this delivery; from then on dropping it does nothing.
+    fn op(&mut self, settlement: Settlement, slot: Option<Slot<()>>) -> Op {
+        self.settled = true;
+        Op {
+            token: self.message.token,
+            settlement,
+            slot,
+            bytes: self.message.envelope.payload_len(),
+            lease: self.lease,
+        }
+    }
+
+    /// Below the process span, or without one where that would have been.
+    fn settle_span(&self, settlement: &Settlement) -> Option<Context> {
+        if !trace::provider_seen() {
+            return None;
+        }
+        let parent = match (self.processed.get(), self.shared.options.trace) {
+            (Some(processed), _) => processed.clone(),
+            (None, TracePolicy::Parent) => trace::extract_onto(&Context::current(), self.headers()),
+            (None, TracePolicy::Link | TracePolicy::Ignore) => Context::current(),
+        };
+        let name = settlement.name();
+        trace::start(&parent, SpanKind::Client, None, || {
+            let mut attributes = self.message_attributes("settle", name);
+            match settlement {
+                Settlement::Retry { after, history } => {
+                    attributes.push(KeyValue::new(attribute::RETRY_DELAY, after.as_secs_f64()));
+                    let reason = history.last().map(|last| last.error.clone()).unwrap_or_default();
+                    attributes.push(KeyValue::new(attribute::RETRY_REASON, reason));
+                }
+                Settlement::Reject { history } => {
+                    attributes.push(KeyValue::new(
+                        attribute::DEAD_LETTER_ATTEMPTS,
+                        i64::from(self.attempt()),
+                    ));
+                    if let Some(last) = history.last() {
+                        attributes
+                            .push(KeyValue::new(attribute::DEAD_LETTER_REASON, last.error.clone()));
+                        attributes.extend(last.dependency.as_ref().map(|dependency| {
+                            KeyValue::new(attribute::DEAD_LETTER_DEPENDENCY, dependency.clone())
+                        }));
+                    }
+                }
+                Settlement::Ack | Settlement::Release => {}
+            }
+            let creation = trace::creation_context(self.headers());
+            Description {
+                name: self.span_name(name),
+                attributes,
+                links: creation.as_ref().and_then(trace::link).into_iter().collect(),
+            }
+        })
+    }
+}
+
+fn stale() -> Error {
+    Error::new(
+        ErrorKind::Stale,
+        "the delivery is no longer ours: its connection or lease was lost, and it will be delivered again",
+    )
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        if !self.settled {
+            let op = self.op(Settlement::Release, None);
+            // At once: another consumer may be waiting for it.
+            self.shared.queue.push([op], true);
+        }
+    }
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery")
+            .field("message", &self.message)
+            .field("address", &self.shared.address)
+            .finish_non_exhaustive()
+    }
+}

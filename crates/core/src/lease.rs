@@ -1,0 +1,121 @@
+//! Keeps the leases of unsettled deliveries, buffered ones included, from expiring while they are ours.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use slab::Slab;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use crate::capabilities::Lease;
+use crate::consumer::Phase;
+use crate::driver::{self, Token};
+use crate::error::ErrorKind;
+
+/// The leases of one consumer's unsettled deliveries.
+pub(crate) struct Leases {
+    entries: Mutex<Slab<Entry>>,
+    /// Told when a lease is lost.
+    lost: Notify,
+    /// How long a lease is, and the longest it may become.
+    lease: Duration,
+    max: Duration,
+}
+
+struct Entry {
+    token: Token,
+    expires: Instant,
+    /// Not extended past this.
+    limit: Instant,
+    lost: bool,
+}
+
+impl Leases {
+    /// A table where leases can be renewed; `None` elsewhere.
+    pub(crate) fn new(capability: Lease, lease: Duration, max: Duration) -> Option<Self> {
+        let Lease::Renewable(broker_max) = capability else { return None };
+        let max = broker_max.map_or(max, |broker_max| broker_max.min(max));
+        Some(Self { entries: Mutex::default(), lost: Notify::new(), lease, max })
+    }
+
+    pub(crate) fn insert(&self, token: Token, expires: Instant) -> usize {
+        let limit = Instant::now() + self.max;
+        self.entries().insert(Entry { token, expires, limit, lost: false })
+    }
+
+    pub(crate) fn remove(&self, key: usize) {
+        self.entries().try_remove(key);
+    }
+
+    pub(crate) fn is_lost(&self, key: usize) -> bool {
+        self.entries().get(key).is_some_and(|entry| entry.lost || entry.expires <= Instant::now())
+    }
+
+    /// Waits until a lease is lost.
+    pub(crate) async fn until_lost(&self, key: usize) {
+        loop {
+            let told = self.lost.notified();
+            let Some(expires) = self.entries().get(key).map(|entry| entry.expires) else { return };
+            if self.is_lost(key) {
+                return;
+            }
+            // By the clock too: a driver call that hangs must not hide it.
+            let _ = tokio::time::timeout_at(expires, told).await;
+        }
+    }
+
+    fn entries(&self) -> MutexGuard<'_, Slab<Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What will have to be extended before the next tick but one.
+    fn due(&self) -> Vec<(usize, Token)> {
+        let now = Instant::now();
+        let soon = now + self.lease.mul_f32(0.625);
+        let entries = self.entries();
+        let due = entries.iter().filter(|(_, e)| !e.lost && e.expires <= soon && e.expires < e.limit);
+        due.map(|(key, entry)| (key, entry.token)).collect()
+    }
+
+    /// Extends what is due, a few times in each lease, until the consumer is closed.
+    pub(crate) async fn keep(
+        self: Arc<Self>,
+        driver: Arc<dyn driver::Consumer>,
+        mut phase: watch::Receiver<Phase>,
+    ) {
+        let mut tick = tokio::time::interval((self.lease / 4).max(Duration::from_millis(5)));
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {}
+                _ = phase.wait_for(|phase| *phase == Phase::Closed) => return,
+            }
+            let due = self.due();
+            if due.is_empty() {
+                continue;
+            }
+            let tokens: Vec<_> = due.iter().map(|(_, token)| *token).collect();
+            let asked = Instant::now();
+            let results = driver.extend(&tokens, self.lease).await;
+            let mut lost = false;
+            let mut entries = self.entries();
+            for ((key, token), result) in due.into_iter().zip(results) {
+                // The place may have been settled and taken by another meanwhile.
+                let Some(entry) = entries.get_mut(key).filter(|entry| entry.token == token) else { continue };
+                match result {
+                    Ok(()) => entry.expires = asked + self.lease,
+                    Err(error) if error.kind() == ErrorKind::Stale => {
+                        entry.lost = true;
+                        lost = true;
+                    }
+                    // Tried again at the next tick, until the lease is over.
+                    Err(error) => tracing::warn!(error = %error, "a lease could not be extended"),
+                }
+            }
+            drop(entries);
+            if lost {
+                self.lost.notify_waiters();
+            }
+        }
+    }
+}

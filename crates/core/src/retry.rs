@@ -1,0 +1,197 @@
+//! What went wrong with a message so far: the history that makes a retry visible and a dead letter explain itself.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::timestamp::Timestamp;
+
+/// One failed attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Failure {
+    /// When it failed, in milliseconds since the Unix epoch.
+    #[serde(rename = "at", with = "millis")]
+    pub at: Timestamp,
+    /// Which attempt it was, from 1.
+    pub attempt: u32,
+    /// The class of the error, low in cardinality: `timeout`, `http_503`.
+    pub error: String,
+    /// The error's text, for a person. Cut at 512 bytes.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// The dependency that failed, such as `ads-api`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dependency: Option<String>,
+}
+
+impl Failure {
+    /// The longest message that is kept, in bytes.
+    pub const MAX_MESSAGE: usize = 512;
+
+    /// A failure of class `error`, now. The attempt is filled in by the delivery that is settled with it.
+    pub fn new(error: impl Into<String>) -> Self {
+        Self {
+            at: Timestamp::now(),
+            attempt: 0,
+            error: clip(error.into(), 128),
+            message: String::new(),
+            dependency: None,
+        }
+    }
+
+    /// The same failure with a text for a person.
+    pub fn message(mut self, message: impl Into<String>) -> Self {
+        self.message = clip(message.into(), Self::MAX_MESSAGE);
+        self
+    }
+
+    /// The same failure, naming the dependency that failed.
+    pub fn dependency(mut self, dependency: impl Into<String>) -> Self {
+        self.dependency = Some(clip(dependency.into(), 128));
+        self
+    }
+}
+
+/// One line for a person: `http_503 (ads-api): service unavailable`.
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.error)?;
+        if let Some(dependency) = &self.dependency {
+            write!(f, " ({dependency})")?;
+        }
+        if !self.message.is_empty() {
+            write!(f, ": {}", self.message)?;
+        }
+        Ok(())
+    }
+}
+
+/// `"timeout"` is a failure of class `timeout`.
+impl From<&str> for Failure {
+    fn from(error: &str) -> Self {
+        Self::new(error)
+    }
+}
+
+/// Cuts at a character boundary.
+fn clip(mut text: String, max: usize) -> String {
+    if text.len() > max {
+        let end = (0..=max).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.truncate(end);
+    }
+    text
+}
+
+/// The failed attempts of a message, oldest first, bounded in size: the first and the latest are kept, and how many
+/// between were left out is counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct History {
+    /// The failures that are kept.
+    #[serde(rename = "a", default)]
+    failures: Vec<Failure>,
+    /// How many were left out, after the first.
+    #[serde(rename = "o", default, skip_serializing_if = "is_zero")]
+    omitted: u32,
+    /// Whether earlier attempts are known to be missing, because the broker retried in place and could not carry them.
+    #[serde(rename = "p", default, skip_serializing_if = "std::ops::Not::not")]
+    partial: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_zero(n: &u32) -> bool {
+    *n == 0
+}
+
+impl History {
+    /// How many failures are kept.
+    pub const MAX_FAILURES: usize = 16;
+
+    /// Adds the latest failure.
+    pub fn push(&mut self, failure: Failure) {
+        if self.failures.len() >= Self::MAX_FAILURES {
+            self.failures.remove(1);
+            self.omitted = self.omitted.saturating_add(1);
+        }
+        self.failures.push(failure);
+    }
+
+    /// The failures that are kept, oldest first.
+    pub fn failures(&self) -> &[Failure] {
+        &self.failures
+    }
+
+    /// The latest failure.
+    pub fn last(&self) -> Option<&Failure> {
+        self.failures.last()
+    }
+
+    /// How many failures were left out for size.
+    pub fn omitted(&self) -> u32 {
+        self.omitted
+    }
+
+    /// Whether earlier attempts are known to be missing.
+    pub fn is_partial(&self) -> bool {
+        self.partial
+    }
+
+    /// Says that earlier attempts are known to be missing.
+    pub fn set_partial(&mut self) {
+        self.partial = true;
+    }
+
+    /// Whether there are no failures.
+    pub fn is_empty(&self) -> bool {
+        self.failures.is_empty() && !self.partial
+    }
+
+    /// The form that travels in a header: ASCII JSON.
+    pub fn to_header(&self) -> String {
+        crate::pack::ascii_json(self)
+    }
+
+    /// Reads [`to_header`](Self::to_header); `None` where it is not that.
+    pub fn from_header(text: &str) -> Option<Self> {
+        serde_json::from_str(text).ok()
+    }
+}
+
+mod millis {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::Timestamp;
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+    pub(super) fn serialize<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_i64(time.as_millis())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
+        i64::deserialize(deserializer).map(Timestamp::from_millis)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_bounded_keeps_the_first_and_the_latest_and_counts_the_rest() {
+        let mut history = History::default();
+        for attempt in 1..=40 {
+            let mut failure =
+                Failure::new("timeout").message("ä".repeat(10_000)).dependency("ads-api");
+            failure.attempt = attempt;
+            history.push(failure);
+        }
+        let attempts: Vec<_> = history.failures().iter().map(|f| f.attempt).collect();
+        assert_eq!((attempts[0], attempts[1], attempts[15]), (1, 26, 40));
+        assert_eq!((attempts.len(), history.omitted()), (16, 24));
+        let header = history.to_header();
+        // 16 failures of at most 512 bytes of message, each character escaped as six: far from any frame limit.
+        assert!(header.is_ascii() && header.len() < 32_000, "{}", header.len());
+        assert_eq!(History::from_header(&header), Some(history));
+        assert_eq!(History::from_header("not json"), None);
+    }
+}

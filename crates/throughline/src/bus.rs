@@ -1,0 +1,156 @@
+//! The way in: an address becomes a transport, publishers and consumers.
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use throughline_core::driver::{self, Transport};
+use throughline_core::{
+    Address, Capabilities, ConsumeOptions, Consumer, Depth, Error, ErrorKind, PublishOptions, Publisher, Result,
+};
+
+use crate::registry::registered;
+
+/// One transport with its shared connections, and the destination that its address names, if it names one.
+///
+/// Where a method takes an address, `""` is the bus's own, `"?queue=other"` another destination of the same connection,
+/// and a full address must be of the same connection. Cheap to clone.
+#[derive(Clone)]
+pub struct Bus {
+    address: Address,
+    transport: Arc<dyn Transport>,
+    publishers: Arc<Mutex<Vec<throughline_core::WeakPublisher>>>,
+}
+
+impl Bus {
+    /// Opens the transport that the address names. Network brokers are connected to now, so that a wrong host or
+    /// password is told at once.
+    ///
+    /// Errors: `InvalidAddress`, `Disconnected`, `Unauthenticated`, `PermissionDenied`, `NotFound` (no such virtual host).
+    pub async fn connect(address: impl AsRef<str>) -> Result<Self> {
+        Self::connect_to(address.as_ref().parse()?).await
+    }
+
+    /// [`connect`](Self::connect), with a parsed address.
+    pub async fn connect_to(address: Address) -> Result<Self> {
+        let registration = registered(&address)?;
+        address.check_options(registration.options)?;
+        let transport =
+            (registration.connect)(address.clone()).await.map_err(|error| error.at("connect", &address))?;
+        Ok(Self { address, transport, publishers: Arc::default() })
+    }
+
+    /// Its address.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// What the transport can do at its best; a publisher or consumer knows what its destination can.
+    pub fn capabilities(&self) -> &Capabilities {
+        self.transport.capabilities()
+    }
+
+    /// The driver, for the adapter's own extensions.
+    pub fn transport(&self) -> &Arc<dyn Transport> {
+        &self.transport
+    }
+
+    /// A publisher to the bus's own destination.
+    pub async fn publisher(&self) -> Result<Publisher> {
+        self.publisher_to("", PublishOptions::default()).await
+    }
+
+    /// A publisher to a destination of this bus.
+    pub async fn publisher_to(&self, to: &str, options: PublishOptions) -> Result<Publisher> {
+        let address = self.resolve(to)?;
+        let driver =
+            self.transport.publisher(&address).await.map_err(|error| error.at("publish", &address))?;
+        let publisher = Publisher::new(driver, &address, options);
+        let mut publishers = self.publishers.lock().unwrap_or_else(PoisonError::into_inner);
+        publishers.retain(|publisher| publisher.upgrade().is_some());
+        publishers.push(publisher.downgrade());
+        Ok(publisher)
+    }
+
+    /// A consumer of the bus's own destination.
+    pub async fn consumer(&self) -> Result<Consumer> {
+        self.consumer_of("", ConsumeOptions::default()).await
+    }
+
+    /// A consumer of a source of this bus.
+    pub async fn consumer_of(&self, from: &str, options: ConsumeOptions) -> Result<Consumer> {
+        let address = self.resolve(from)?;
+        let driver = self
+            .transport
+            .consumer(&address, &options)
+            .await
+            .map_err(|error| error.at("consume", &address))?;
+        Ok(Consumer::new(driver, &address, options))
+    }
+
+    /// Creates what the address names, and says what it made. What exists already, the same, is left as it is.
+    pub async fn create(&self, address: &str) -> Result<Vec<String>> {
+        let address = self.resolve(address)?;
+        self.transport.create(&address).await.map_err(|error| error.at("create", &address))
+    }
+
+    /// Deletes what the address names, and says what. What does not exist is no error.
+    pub async fn delete(&self, address: &str) -> Result<Vec<String>> {
+        let address = self.resolve(address)?;
+        self.transport.delete(&address).await.map_err(|error| error.at("delete", &address))
+    }
+
+    /// Deletes the messages that are ready, and returns how many there were.
+    pub async fn purge(&self, address: &str) -> Result<u64> {
+        let address = self.resolve(address)?;
+        self.transport.purge(&address).await.map_err(|error| error.at("purge", &address))
+    }
+
+    /// How many messages there are.
+    pub async fn depth(&self, address: &str) -> Result<Depth> {
+        let address = self.resolve(address)?;
+        self.transport.depth(&address).await.map_err(|error| error.at("depth", &address))
+    }
+
+    /// Reads at most `max` ready messages without consuming them; the capabilities say whether that disturbs.
+    pub async fn browse(&self, address: &str, max: NonZeroUsize) -> Result<Vec<driver::Delivery>> {
+        let address = self.resolve(address)?;
+        self.transport.browse(&address, max).await.map_err(|error| error.at("browse", &address))
+    }
+
+    /// Closes the publishers, sending what they hold, and then the connections. Close consumers before: what they hold
+    /// unsettled goes back.
+    pub async fn close(&self) -> Result<()> {
+        let publishers = std::mem::take(&mut *self.publishers.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut result = Ok(());
+        for publisher in publishers.iter().filter_map(throughline_core::WeakPublisher::upgrade) {
+            result = result.and(publisher.close().await);
+        }
+        result.and(self.transport.close().await).map_err(|error| error.at("close", &self.address))
+    }
+
+    fn resolve(&self, address: &str) -> Result<Address> {
+        if address.is_empty() {
+            return Ok(self.address.clone());
+        }
+        let resolved = match address.strip_prefix('?') {
+            Some(_) => self.address.with_options_of(&format!("{}:{address}", self.address.scheme()).parse()?),
+            None => address.parse()?,
+        };
+        if !resolved.same_connection(&self.address) {
+            let error = Error::new(
+                ErrorKind::InvalidAddress,
+                "is not of this bus's connection; connect another bus to it, or give only the options (?queue=…)",
+            );
+            return Err(error.at("resolve", &resolved));
+        }
+        resolved.check_options(registered(&resolved)?.options)?;
+        Ok(resolved)
+    }
+}
+
+impl fmt::Debug for Bus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bus").field("address", &self.address).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,165 @@
+//! The buses of this process, by name, and what they hold.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use throughline_core::{Error, ErrorKind, Result};
+
+use crate::config::{Config, Place};
+use crate::queue::Queue;
+
+/// Kept until the process ends, so that a bus that is connected to again still has its messages.
+static BUSES: Mutex<BTreeMap<String, Arc<Broker>>> = Mutex::new(BTreeMap::new());
+
+#[derive(Default)]
+pub(crate) struct Broker {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    queues: BTreeMap<String, Arc<Queue>>,
+    /// The subscriptions of each topic, by name. They are queues of their own, apart from those of work queues.
+    topics: BTreeMap<String, BTreeMap<String, Arc<Queue>>>,
+}
+
+impl Broker {
+    pub(crate) fn named(name: &str) -> Arc<Self> {
+        let mut buses = BUSES.lock().unwrap_or_else(PoisonError::into_inner);
+        buses.entry(name.to_owned()).or_default().clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The queue or subscription that an address consumes from, created where it may be.
+    pub(crate) fn source(&self, config: &Config) -> Result<Arc<Queue>> {
+        let mut state = self.state();
+        match &config.place {
+            Place::Queue(name) => queue(&mut state, name, config),
+            Place::Topic { topic, subscription } => {
+                let subscription = subscription.as_deref().ok_or_else(|| {
+                    Error::new(ErrorKind::InvalidAddress, "names no subscription; add &queue=NAME")
+                })?;
+                if !config.create && !state.topics.contains_key(topic) {
+                    return Err(missing("topic", topic));
+                }
+                let subscriptions = state.topics.entry(topic.clone()).or_default();
+                if let Some(queue) = subscriptions.get(subscription) {
+                    return Ok(queue.clone());
+                }
+                if !config.create {
+                    return Err(missing("subscription", subscription));
+                }
+                let queue = Arc::new(Queue::new(subscription, config.max_length));
+                subscriptions.insert(subscription.to_owned(), queue.clone());
+                Ok(queue)
+            }
+        }
+    }
+
+    /// Makes sure that what an address publishes to is there.
+    pub(crate) fn destination(&self, config: &Config) -> Result<Destination> {
+        let mut state = self.state();
+        match &config.place {
+            Place::Queue(name) => Ok(Destination::Queue(queue(&mut state, name, config)?)),
+            Place::Topic { topic, .. } => {
+                if !config.create && !state.topics.contains_key(topic) {
+                    return Err(missing("topic", topic));
+                }
+                state.topics.entry(topic.clone()).or_default();
+                Ok(Destination::Topic(topic.clone()))
+            }
+        }
+    }
+
+    /// The present subscriptions of a topic.
+    pub(crate) fn subscriptions(&self, topic: &str) -> Result<Vec<Arc<Queue>>> {
+        let state = self.state();
+        let subscriptions = state.topics.get(topic).ok_or_else(|| missing("topic", topic))?;
+        Ok(subscriptions.values().cloned().collect())
+    }
+
+    /// A queue for dead letters.
+    pub(crate) fn dead_letters(&self, name: &str, config: &Config) -> Result<Arc<Queue>> {
+        queue(&mut self.state(), name, config)
+    }
+
+    /// Creates what an address names, and says what was made.
+    pub(crate) fn create(&self, config: &Config) -> Result<Vec<String>> {
+        let config = Config { create: true, ..config.clone() };
+        let mut made = Vec::new();
+        match &config.place {
+            Place::Queue(name) => {
+                self.source(&config)?;
+                made.push(format!("queue '{name}'"));
+            }
+            Place::Topic { topic, subscription } => {
+                self.destination(&config)?;
+                made.push(format!("topic '{topic}'"));
+                if let Some(subscription) = subscription {
+                    self.source(&config)?;
+                    made.push(format!("subscription '{subscription}' of topic '{topic}'"));
+                }
+            }
+        }
+        if let Some(name) = &config.dead_letter {
+            self.dead_letters(name, &config)?;
+            made.push(format!("dead-letter queue '{name}'"));
+        }
+        Ok(made)
+    }
+
+    /// Deletes what an address names, with its messages, and says what.
+    pub(crate) fn delete(&self, config: &Config) -> Vec<String> {
+        let mut state = self.state();
+        match &config.place {
+            Place::Queue(name) => state.queues.remove(name).map_or_else(Vec::new, |queue| {
+                queue.delete();
+                vec![format!("queue '{name}'")]
+            }),
+            Place::Topic { topic, subscription: Some(subscription) } => {
+                let queue = state.topics.get_mut(topic).and_then(|subs| subs.remove(subscription));
+                queue.map_or_else(Vec::new, |queue| {
+                    queue.delete();
+                    vec![format!("subscription '{subscription}' of topic '{topic}'")]
+                })
+            }
+            Place::Topic { topic, subscription: None } => {
+                let Some(subscriptions) = state.topics.remove(topic) else { return Vec::new() };
+                let mut deleted = vec![format!("topic '{topic}'")];
+                for (name, queue) in subscriptions {
+                    queue.delete();
+                    deleted.push(format!("subscription '{name}' of topic '{topic}'"));
+                }
+                deleted
+            }
+        }
+    }
+}
+
+/// What a publisher sends to.
+pub(crate) enum Destination {
+    Queue(Arc<Queue>),
+    Topic(String),
+}
+
+fn queue(state: &mut State, name: &str, config: &Config) -> Result<Arc<Queue>> {
+    match state.queues.get(name) {
+        Some(queue) => Ok(queue.clone()),
+        None if config.create => {
+            let queue = Arc::new(Queue::new(name, config.max_length));
+            state.queues.insert(name.to_owned(), queue.clone());
+            Ok(queue)
+        }
+        None => Err(missing("queue", name)),
+    }
+}
+
+fn missing(what: &str, name: &str) -> Error {
+    Error::new(
+        ErrorKind::NotFound,
+        format!("there is no {what} '{name}' in this process; create it first, or leave out create=never"),
+    )
+}

@@ -1,0 +1,133 @@
+//! Consuming from a queue or a subscription.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use throughline_core::capabilities::{self, Capabilities};
+use throughline_core::driver::{self, Delivery, Endpoint, Settlement, Token, wire};
+use throughline_core::{Address, ConsumeOptions, Error, ErrorKind, History, Result};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::broker::Broker;
+use crate::config::{Config, Place};
+use crate::queue::Queue;
+
+pub(crate) struct MemoryConsumer {
+    broker: Arc<Broker>,
+    queue: Arc<Queue>,
+    config: Config,
+    /// The subscription is this consumer's own, and ends with it.
+    own: bool,
+    options: ConsumeOptions,
+    endpoint: Endpoint,
+    stopped: watch::Sender<bool>,
+}
+
+impl MemoryConsumer {
+    pub(crate) fn open(
+        broker: Arc<Broker>,
+        address: &Address,
+        options: &ConsumeOptions,
+    ) -> Result<Arc<dyn driver::Consumer>> {
+        let mut config = Config::new(address)?;
+        let mut own = false;
+        if let Place::Topic { subscription: subscription @ None, .. } = &mut config.place {
+            *subscription = Some(Uuid::now_v7().to_string());
+            own = true;
+        }
+        Ok(Arc::new(Self {
+            queue: broker.source(&config)?,
+            endpoint: Endpoint { destination: config.place.name().to_owned(), ..Endpoint::default() },
+            own,
+            options: options.clone(),
+            stopped: watch::channel(false).0,
+            broker,
+            config,
+        }))
+    }
+
+    fn settle_one(&self, token: Token, settlement: &Settlement) -> Result<()> {
+        match settlement {
+            Settlement::Ack => self.queue.remove(token).map(drop),
+            Settlement::Release => self.queue.put_back(token, None),
+            Settlement::Retry { after, history } => self.queue.put_back(token, Some((*after, history))),
+            Settlement::Reject { history } => self.reject(token, history),
+        }
+    }
+
+    fn reject(&self, token: Token, history: &Arc<History>) -> Result<()> {
+        let name = self.config.dead_letter.as_deref().ok_or_else(|| {
+            Error::new(
+                ErrorKind::NoDeadLetter,
+                "no dead-letter queue is known, so the message stays; add dead_letter=QUEUE to the address",
+            )
+        })?;
+        let dead_letters = self.broker.dead_letters(name, &self.config)?;
+        let (envelope, failed) = self.queue.remove(token)?;
+        let mut envelope = Arc::unwrap_or_clone(envelope);
+        envelope.headers.set(wire::DEAD_LETTER_SOURCE, self.queue.name());
+        let reason = history.last().map(ToString::to_string).unwrap_or_default();
+        envelope.headers.set(wire::DEAD_LETTER_REASON, reason);
+        dead_letters.push_dead_letter(envelope, failed.saturating_add(1), history.clone());
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl driver::Consumer for MemoryConsumer {
+    fn capabilities(&self) -> &Capabilities {
+        &capabilities::MEMORY
+    }
+
+    fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    async fn receive(&self, max: NonZeroUsize, wait: Duration) -> Result<Vec<Delivery>> {
+        let deadline = Instant::now() + wait;
+        let mut stopped = self.stopped.subscribe();
+        loop {
+            if *stopped.borrow() {
+                return Ok(Vec::new());
+            }
+            let (taken, next) = self.queue.take(max.get(), self.options.lease, self.options.order)?;
+            if !taken.is_empty() || Instant::now() >= deadline {
+                return Ok(taken);
+            }
+            let until = next.map_or(deadline, |next| next.min(deadline));
+            tokio::select! {
+                () = self.queue.arrival() => {}
+                () = tokio::time::sleep_until(until) => {}
+                _ = stopped.wait_for(|stopped| *stopped) => {}
+            }
+        }
+    }
+
+    async fn settle(&self, batch: &[(Token, Settlement)]) -> Vec<Result<()>> {
+        batch.iter().map(|(token, settlement)| self.settle_one(*token, settlement)).collect()
+    }
+
+    async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<()>> {
+        tokens.iter().map(|token| self.queue.extend(*token, by)).collect()
+    }
+
+    fn epoch(&self) -> u64 {
+        0
+    }
+
+    async fn stop(&self) {
+        self.stopped.send_replace(true);
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.stopped.send_replace(true);
+        if self.own {
+            self.broker.delete(&self.config);
+        }
+        Ok(())
+    }
+}

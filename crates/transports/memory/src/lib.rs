@@ -1,0 +1,26 @@
+#![doc = include_str!("../README.md")]
+
+mod admin;
+mod broker;
+mod config;
+mod consumer;
+mod publisher;
+mod queue;
+
+pub use admin::Memory;
+use throughline_core::Address;
+use throughline_core::capabilities;
+use throughline_core::driver::{Connecting, Registration};
+
+/// How this transport presents itself to `Bus::connect`.
+pub static REGISTRATION: Registration = Registration {
+    name: "memory",
+    schemes: &["memory"],
+    options: config::OPTIONS,
+    capabilities: &capabilities::MEMORY,
+    connect,
+};
+
+fn connect(address: Address) -> Connecting {
+    Box::pin(async move { admin::Memory::open(&address) })
+}

@@ -1,0 +1,222 @@
+//! What only the memory transport has to show: it is the reference, and its rules are exact.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use throughline::{
+    Bus, ConsumeOptions, Consumer, Delivery, Envelope, ErrorKind, Failure, Order, PublishOptions, Publisher,
+    SendOptions,
+};
+
+async fn bus(options: &str) -> (Bus, Publisher) {
+    // A bus of its own for each test: buses live as long as the process.
+    let id = Envelope::new("").id;
+    let bus = Bus::connect(format!("memory:{id}?{options}")).await.unwrap();
+    let publisher = bus.publisher().await.unwrap();
+    (bus, publisher)
+}
+
+async fn next(consumer: &mut Consumer) -> Delivery {
+    tokio::time::timeout(Duration::from_secs(5), consumer.next()).await.unwrap().unwrap().unwrap()
+}
+
+async fn is_silent(consumer: &mut Consumer) -> bool {
+    tokio::time::timeout(Duration::from_millis(100), consumer.next()).await.is_err()
+}
+
+fn keyed(key: &str, text: &str) -> Envelope {
+    Envelope::builder("t").key(key.to_owned()).payload(text.to_owned()).build()
+}
+
+fn text(delivery: &Delivery) -> String {
+    String::from_utf8(delivery.payload().to_vec()).unwrap()
+}
+
+#[tokio::test]
+async fn the_envelope_is_shared_not_copied() {
+    let (bus, publisher) = bus("queue=q").await;
+    let envelope = std::sync::Arc::new(keyed("k", "x"));
+    publisher.publish(envelope.clone()).await.unwrap();
+    let delivery = next(&mut bus.consumer().await.unwrap()).await;
+    assert!(std::sync::Arc::ptr_eq(delivery.envelope(), &envelope));
+    assert_eq!((delivery.attempt(), delivery.receive_count()), (1, Some(1)));
+}
+
+#[tokio::test]
+async fn subscriptions_each_get_everything_and_their_consumers_compete() {
+    let (bus, publisher) = bus("topic=t").await;
+    let error = publisher.publish(Envelope::new("lost?")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unroutable);
+    let dropping =
+        bus.publisher_to("?topic=t&unroutable=drop", PublishOptions::default()).await.unwrap();
+    dropping.publish(Envelope::new("dropped")).await.unwrap();
+
+    let options = || ConsumeOptions::default();
+    let mut a1 = bus.consumer_of("?topic=t&queue=a", options()).await.unwrap();
+    let mut a2 = bus.consumer_of("?topic=t&queue=a", options()).await.unwrap();
+    let mut b = bus.consumer_of("?topic=t&queue=b", options()).await.unwrap();
+    let mut own = bus.consumer().await.unwrap();
+    publisher.publish(Envelope::new("1")).await.unwrap();
+    next(&mut b).await.ack().await.unwrap();
+    next(&mut own).await.ack().await.unwrap();
+    tokio::select! {
+        one = a1.next() => { let _held = one; assert!(is_silent(&mut a2).await); }
+        one = a2.next() => { let _held = one; assert!(is_silent(&mut a1).await); }
+    }
+    // A consumer's own subscription ends with it.
+    own.close().await.unwrap();
+    let depth = bus.depth("?topic=t&queue=b").await.unwrap();
+    assert_eq!((depth.ready, depth.unsettled, depth.delayed), (0, Some(0), Some(0)));
+}
+
+#[tokio::test]
+async fn a_key_is_delivered_one_by_one_and_other_keys_go_on() {
+    let (bus, publisher) = bus("queue=q").await;
+    for envelope in [keyed("a", "a1"), keyed("a", "a2"), keyed("b", "b1"), keyed("a", "a3")] {
+        publisher.publish(envelope).await.unwrap();
+    }
+    let mut consumer = bus.consumer().await.unwrap();
+    let (a1, b1) = (next(&mut consumer).await, next(&mut consumer).await);
+    assert_eq!((text(&a1), text(&b1)), ("a1".into(), "b1".into()));
+    assert!(is_silent(&mut consumer).await);
+    // A retry keeps its place, its delay included.
+    a1.retry(Duration::from_millis(150), "busy").await.unwrap();
+    assert!(is_silent(&mut consumer).await);
+    let a1 = next(&mut consumer).await;
+    assert_eq!((text(&a1), a1.attempt()), ("a1".into(), 2));
+    a1.ack().await.unwrap();
+    for expected in ["a2", "a3"] {
+        let delivery = next(&mut consumer).await;
+        assert_eq!(text(&delivery), expected);
+        delivery.ack().await.unwrap();
+    }
+    let mut any = ConsumeOptions::default();
+    any.order = Order::Any;
+    consumer.close().await.unwrap();
+    publisher.publish_batch([keyed("a", "1"), keyed("a", "2")]).await;
+    let mut consumer = bus.consumer_of("", any).await.unwrap();
+    let (one, two) = (next(&mut consumer).await, next(&mut consumer).await);
+    assert_eq!((text(&one), text(&two)), ("1".into(), "2".into()));
+}
+
+#[tokio::test]
+async fn a_lease_is_extended_while_it_is_held_and_lost_at_its_maximum() {
+    let (bus, publisher) = bus("queue=q").await;
+    publisher.publish(Envelope::new("x")).await.unwrap();
+    let mut options = ConsumeOptions::default();
+    options.lease = Duration::from_millis(200);
+    options.max_lease = Duration::from_millis(600);
+    let mut first = bus.consumer_of("", options).await.unwrap();
+    let mut second = bus.consumer().await.unwrap();
+    let held = next(&mut first).await;
+    // It would compete for the message that it lost.
+    first.stop().await;
+    assert!(first.next().await.is_none());
+    // Well over one lease: extended meanwhile.
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert!(!held.is_lease_lost());
+    assert!(is_silent(&mut second).await);
+    tokio::time::timeout(Duration::from_secs(2), held.lease_lost()).await.unwrap();
+    let again = next(&mut second).await;
+    assert_eq!((again.receive_count(), again.attempt()), (Some(2), 2));
+    assert_eq!(held.ack().await.unwrap_err().kind(), ErrorKind::Stale);
+    again.ack().await.unwrap();
+    assert_eq!(bus.depth("").await.unwrap().unsettled, Some(0));
+}
+
+#[tokio::test]
+async fn rejected_messages_keep_everything_and_gain_the_reason() {
+    let (bus, publisher) = bus("queue=q&dead_letter=dead").await;
+    let envelope = Envelope::builder("t").header("h", "v").payload("x").build();
+    publisher.publish(envelope.clone()).await.unwrap();
+    let mut consumer = bus.consumer().await.unwrap();
+    next(&mut consumer).await.retry(Duration::ZERO, "http_503").await.unwrap();
+    let failure = Failure::new("http_500").dependency("ads-api").message("no luck");
+    next(&mut consumer).await.reject(failure).await.unwrap();
+    let dead = bus.consumer_of("?queue=dead", ConsumeOptions::default()).await;
+    let dead = next(&mut dead.unwrap()).await;
+    assert_eq!((dead.id(), dead.payload()), (envelope.id.as_str(), b"x".as_slice()));
+    let header = |name| dead.headers().get_str(name).unwrap();
+    assert_eq!((header("h"), header("tl-dead-letter-source")), ("v", "q"));
+    assert_eq!(header("tl-dead-letter-reason"), "http_500 (ads-api): no luck");
+    let history: Vec<_> =
+        dead.history().unwrap().failures().iter().map(|f| (f.attempt, f.error.as_str())).collect();
+    assert_eq!(history, [(1, "http_503"), (2, "http_500")]);
+
+    let mut nowhere = bus.consumer_of("?queue=q", ConsumeOptions::default()).await.unwrap();
+    publisher.publish(Envelope::new("stays")).await.unwrap();
+    drop(consumer);
+    let error = next(&mut nowhere).await.reject("bad").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoDeadLetter);
+    assert!(error.to_string().contains("dead_letter=QUEUE"), "{error}");
+    assert_eq!(bus.depth("?queue=q").await.unwrap().unsettled, Some(1));
+}
+
+#[tokio::test]
+async fn delay_priority_expiry_and_a_full_queue() {
+    let (bus, publisher) = bus("queue=q&max_length=3").await;
+    let delayed = SendOptions::delayed(Duration::from_millis(300));
+    publisher.publish_with(Envelope::new("late"), delayed).await.unwrap();
+    let low = Envelope::builder("t").payload("low").expires_in(Duration::from_secs(9)).build();
+    publisher.publish(low).await.unwrap();
+    publisher.publish(Envelope::builder("t").payload("high").priority(9).build()).await.unwrap();
+    let mut impatient = PublishOptions::default();
+    impatient.timeout = Duration::from_millis(100);
+    let error = bus.publisher_to("", impatient).await.unwrap().publish(Envelope::new("4")).await;
+    let error = error.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Refused | ErrorKind::Timeout), "{error}");
+    let depth = bus.depth("").await.unwrap();
+    assert_eq!((depth.ready, depth.delayed), (2, Some(1)));
+    let browsed = bus.browse("", NonZeroUsize::MAX).await.unwrap();
+    assert_eq!(browsed.len(), 2);
+
+    let mut consumer = bus.consumer().await.unwrap();
+    for expected in ["high", "low"] {
+        let delivery = next(&mut consumer).await;
+        assert_eq!((text(&delivery), delivery.receive_count()), (expected.into(), Some(1)));
+        delivery.ack().await.unwrap();
+    }
+    assert!(is_silent(&mut consumer).await);
+    let late = next(&mut consumer).await;
+    assert_eq!(text(&late), "late");
+    // A requested delay is not queue delay.
+    assert!(late.queue_delay().unwrap().delay < Duration::from_millis(250), "{:?}", late.queue_delay());
+    late.ack().await.unwrap();
+    let expired = Envelope::builder("t").expires_in(Duration::ZERO).build();
+    publisher.publish(expired).await.unwrap();
+    assert!(is_silent(&mut consumer).await);
+    assert_eq!(bus.purge("").await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn missing_and_deleted_queues_are_said_to_be_so() {
+    let (bus, publisher) = bus("queue=q").await;
+    let error = bus.publisher_to("?queue=new&create=never", PublishOptions::default()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    let error = bus.consumer_of("?topic=new&create=never", ConsumeOptions::default()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert_eq!(bus.create("?topic=t&queue=s&dead_letter=d").await.unwrap().len(), 3);
+
+    let mut consumer = bus.consumer().await.unwrap();
+    assert_eq!(bus.delete("").await.unwrap(), ["queue 'q'"]);
+    let error = consumer.next().await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert!(consumer.next().await.is_none());
+    let error = publisher.publish(Envelope::new("x")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    for (address, expected) in [
+        ("memory:", "names no bus"),
+        ("memory://host?queue=q", "names no bus"),
+        ("memory:b?queue=q&quue=x", "did you mean 'queue'"),
+        ("redis:b", "this build has memory"),
+    ] {
+        let error = Bus::connect(address).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidAddress);
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+    let bus = Bus::connect("memory:b").await.unwrap();
+    assert!(bus.publisher().await.unwrap_err().to_string().contains("add ?queue=NAME"));
+    let error = bus.publisher_to("?queue=q&create=maybe", PublishOptions::default()).await.unwrap_err();
+    assert!(error.to_string().contains("'create' 'maybe' is not auto or never"), "{error}");
+}

@@ -1,0 +1,1 @@
+//! Tests of Throughline against real brokers and foreign clients; see `tests/`.
