@@ -91,9 +91,7 @@ impl Address {
 
     /// The value of an option in any type that can be parsed; `expected` says in the error what would have been right.
     pub fn parsed<T: FromStr>(&self, name: &str, expected: &str) -> Result<Option<T>> {
-        self.option(name)
-            .map(|value| value.parse().map_err(|_| self.bad_option(name, expected)))
-            .transpose()
+        self.option(name).map(|value| value.parse().map_err(|_| self.bad_option(name, expected))).transpose()
     }
 
     /// An option that is one of a few words.
@@ -169,7 +167,8 @@ impl Address {
 
     /// Whether scheme, credentials and authority are the same. What the path means, the transport knows.
     pub fn same_connection(&self, other: &Self) -> bool {
-        let connection = |a: &Self| (a.scheme.clone(), a.user.clone(), a.password.clone(), a.authority.clone());
+        let connection =
+            |a: &Self| (a.scheme.clone(), a.user.clone(), a.password.clone(), a.authority.clone());
         connection(self) == connection(other)
     }
 }
@@ -322,10 +321,7 @@ mod tests {
         assert_eq!((kafka.authority(), kafka.path()), (Some("b1:9092,b2:9092"), "/topic"));
         assert_eq!(parse("memory:demo?queue=q").path(), "demo");
         assert_eq!(parse("sqs:arn:aws:sqs:eu-west-1:1:q").path(), "arn:aws:sqs:eu-west-1:1:q");
-        assert_eq!(
-            parse("sqs:https://host/1/q?region=x").to_string(),
-            "sqs:https://host/1/q?region=x"
-        );
+        assert_eq!(parse("sqs:https://host/1/q?region=x").to_string(), "sqs:https://host/1/q?region=x");
     }
 
     #[test]

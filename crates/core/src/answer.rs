@@ -97,10 +97,8 @@ impl<R> Future for All<R> {
 /// Places for `len` answers, and the future of all.
 pub(crate) fn answers<R>(len: usize) -> (Answers<R>, All<R>) {
     let results = std::iter::repeat_with(|| None).take(len).collect();
-    let inner = Arc::new(Inner {
-        state: Mutex::new(State { results, remaining: len }),
-        waker: AtomicWaker::new(),
-    });
+    let inner =
+        Arc::new(Inner { state: Mutex::new(State { results, remaining: len }), waker: AtomicWaker::new() });
     (Answers(inner.clone()), All(inner))
 }
 

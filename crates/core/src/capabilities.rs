@@ -70,7 +70,6 @@ pub enum KeyPipeline {
 
 /// Sizes and counts that a destination refuses to exceed. `None` is no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Limits {
     /// A message's payload, in bytes.
     pub payload_bytes: Option<usize>,
@@ -92,7 +91,6 @@ impl Limits {
 
 /// What a transport, or one destination of it, can do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Capabilities {
     /// The transport's name: its crate's folder, feature and environment prefix.
     pub transport: &'static str,
@@ -200,7 +198,9 @@ impl Capabilities {
             ("properties and headers limit", bytes(self.limits.header_bytes)),
             (
                 "longest delay",
-                self.limits.delay.map_or("no limit".to_owned(), |d| humantime::format_duration(d).to_string()),
+                self.limits
+                    .delay
+                    .map_or("no limit".to_owned(), |d| humantime::format_duration(d).to_string()),
             ),
         ]
     }

@@ -42,7 +42,6 @@ pub enum Order {
 
 /// How a consumer works. The defaults suit most.
 #[derive(Clone, Debug)]
-#[non_exhaustive]
 pub struct ConsumeOptions {
     /// How many deliveries may be unsettled, buffered ones included (the prefetch); 500 by default.
     pub max_unsettled: usize,
@@ -140,8 +139,7 @@ impl Consumer {
     pub fn new(driver: Arc<dyn driver::Consumer>, address: &Address, options: ConsumeOptions) -> Self {
         let max_unsettled = options.max_unsettled.clamp(1, Semaphore::MAX_PERMITS);
         let capabilities = driver.capabilities();
-        let deferred =
-            capabilities.settle == SettleMeaning::Deferred && !options.settle_linger.is_zero();
+        let deferred = capabilities.settle == SettleMeaning::Deferred && !options.settle_linger.is_zero();
         // Well below the prefetch, so that the broker always has room to send more meanwhile.
         let full = BATCH.min(max_unsettled / 2);
         let shared = Arc::new(Shared {

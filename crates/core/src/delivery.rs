@@ -55,7 +55,14 @@ impl Delivery {
             (Some(leases), Some(expires)) => Some(leases.insert(message.token, expires)),
             _ => None,
         };
-        Self { message, shared, lease, received: SystemTime::now(), processed: OnceLock::new(), settled: false }
+        Self {
+            message,
+            shared,
+            lease,
+            received: SystemTime::now(),
+            processed: OnceLock::new(),
+            settled: false,
+        }
     }
 
     /// The message.
@@ -200,9 +207,9 @@ impl Delivery {
         };
         let parent = match policy {
             TracePolicy::Parent => trace::extract_onto(&current, self.headers()),
-            TracePolicy::Link | TracePolicy::Ignore => {
-                current.with_remote_span_context(opentelemetry::trace::SpanContext::NONE)
-            }
+            // A root: an active span, even an invalid one, would decide its sampling.
+            TracePolicy::Link | TracePolicy::Ignore if current.has_active_span() => Context::new(),
+            TracePolicy::Link | TracePolicy::Ignore => current.clone(),
         };
         let link = creation.as_ref().and_then(trace::link);
         self.queue_delay_span(&parent, link.clone());
@@ -428,13 +435,10 @@ impl Delivery {
                     attributes.push(KeyValue::new(attribute::RETRY_REASON, reason));
                 }
                 Settlement::Reject { history } => {
-                    attributes.push(KeyValue::new(
-                        attribute::DEAD_LETTER_ATTEMPTS,
-                        i64::from(self.attempt()),
-                    ));
+                    attributes
+                        .push(KeyValue::new(attribute::DEAD_LETTER_ATTEMPTS, i64::from(self.attempt())));
                     if let Some(last) = history.last() {
-                        attributes
-                            .push(KeyValue::new(attribute::DEAD_LETTER_REASON, last.error.clone()));
+                        attributes.push(KeyValue::new(attribute::DEAD_LETTER_REASON, last.error.clone()));
                         attributes.extend(last.dependency.as_ref().map(|dependency| {
                             KeyValue::new(attribute::DEAD_LETTER_DEPENDENCY, dependency.clone())
                         }));

@@ -82,7 +82,10 @@ pub struct Envelope {
 impl Envelope {
     /// A message with this payload, a new UUIDv7 for an id, and the present as its time.
     pub fn new(payload: impl Into<Bytes>) -> Self {
-        Self { time: Some(Timestamp::now()), ..Self::foreign(Uuid::now_v7().to_string(), Some(payload.into())) }
+        Self {
+            time: Some(Timestamp::now()),
+            ..Self::foreign(Uuid::now_v7().to_string(), Some(payload.into()))
+        }
     }
 
     /// What an adapter starts from when it decodes: only an id and a payload, everything else absent.

@@ -185,8 +185,7 @@ pub fn is_trace_header(name: &str) -> bool {
 
 impl PartialEq for Headers {
     fn eq(&self, other: &Self) -> bool {
-        self.len() == other.len()
-            && self.iter().all(|(name, _)| self.get_all(name).eq(other.get_all(name)))
+        self.len() == other.len() && self.iter().all(|(name, _)| self.get_all(name).eq(other.get_all(name)))
     }
 }
 

@@ -6,13 +6,14 @@ use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use opentelemetry::trace::{SpanKind, TraceContextExt};
 use opentelemetry::{Context, KeyValue};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::address::Address;
@@ -39,7 +40,6 @@ pub enum KeyOrder {
 
 /// How a publisher works. The defaults suit most.
 #[derive(Clone, Debug)]
-#[non_exhaustive]
 pub struct PublishOptions {
     /// How many messages may be unanswered; publishing waits for room. 1,000 by default.
     pub max_in_flight: usize,
@@ -67,7 +67,6 @@ impl Default for PublishOptions {
 
 /// Options of one send.
 #[derive(Clone, Debug, Default)]
-#[non_exhaustive]
 pub struct SendOptions {
     /// Not delivered before that long from now. Refused with `Unsupported` or `LimitExceeded` where the transport cannot.
     pub delay: Duration,
@@ -183,11 +182,7 @@ impl Publisher {
 
     /// Waits for room, queues one message, and gives the future of its receipt: for keeping many in flight from one task.
     /// Messages are sent in the order in which this returns.
-    pub async fn enqueue(
-        &self,
-        envelope: impl Into<Arc<Envelope>>,
-        options: SendOptions,
-    ) -> Result<Pending> {
+    pub async fn enqueue(&self, envelope: impl Into<Arc<Envelope>>, options: SendOptions) -> Result<Pending> {
         let shared = &self.0.shared;
         let context = Context::current();
         let mut message = shared.message(envelope.into(), options);
@@ -240,7 +235,7 @@ impl Publisher {
             let _ = self.push(chunk).await;
         }
         let deadline = now + shared.options.timeout;
-        let results = match tokio::time::timeout_at(deadline.into(), all).await {
+        let results = match tokio::time::timeout_at(deadline, all).await {
             Ok(results) => results,
             Err(_) => vec![Err(shared.timed_out()); count],
         };
@@ -275,7 +270,8 @@ impl Publisher {
 
     async fn push(&self, chunk: Vec<Item>) -> Result<()> {
         let shared = &self.0.shared;
-        let closed = || Error::new(ErrorKind::Closed, "the publisher is closed").at("publish", &shared.address);
+        let closed =
+            || Error::new(ErrorKind::Closed, "the publisher is closed").at("publish", &shared.address);
         let queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(closed)?;
         let permits = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
         // Given back one by one, as the messages are answered.
@@ -335,7 +331,7 @@ impl IntoFuture for Pending {
 impl Pending {
     /// Waits for the receipt; what `.await` on this does too, at the price of a box.
     pub async fn receipt(self) -> Result<Receipt> {
-        match tokio::time::timeout_at(self.deadline.into(), self.all).await {
+        match tokio::time::timeout_at(self.deadline, self.all).await {
             Ok(mut results) => results.pop().unwrap_or_else(|| Err(self.shared.timed_out())),
             Err(_) => Err(self.shared.timed_out()),
         }
@@ -428,8 +424,7 @@ impl Shared {
         let count = messages.len();
         trace::start(parent, SpanKind::Client, None, || {
             let mut attributes = self.operation_attributes("send", "publish");
-            attributes
-                .push(KeyValue::new(attribute::BATCH_COUNT, i64::try_from(count).unwrap_or(i64::MAX)));
+            attributes.push(KeyValue::new(attribute::BATCH_COUNT, i64::try_from(count).unwrap_or(i64::MAX)));
             let name = format!("publish {}", self.driver.endpoint().destination).into();
             Description { name, attributes, links }
         })

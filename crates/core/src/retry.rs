@@ -180,8 +180,7 @@ mod tests {
     fn is_bounded_keeps_the_first_and_the_latest_and_counts_the_rest() {
         let mut history = History::default();
         for attempt in 1..=40 {
-            let mut failure =
-                Failure::new("timeout").message("ä".repeat(10_000)).dependency("ads-api");
+            let mut failure = Failure::new("timeout").message("ä".repeat(10_000)).dependency("ads-api");
             failure.attempt = attempt;
             history.push(failure);
         }

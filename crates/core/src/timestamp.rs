@@ -64,9 +64,7 @@ impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const YEAR_10000: i64 = 253_402_300_800_000;
         match self.to_system_time() {
-            Some(time) if (0..YEAR_10000).contains(&self.0) => {
-                humantime::format_rfc3339_millis(time).fmt(f)
-            }
+            Some(time) if (0..YEAR_10000).contains(&self.0) => humantime::format_rfc3339_millis(time).fmt(f),
             _ => self.0.fmt(f),
         }
     }

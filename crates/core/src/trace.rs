@@ -14,7 +14,8 @@ use std::time::SystemTime;
 
 use opentelemetry::propagation::{Extractor, Injector};
 use opentelemetry::trace::{
-    Link, Span, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags, TraceId, TraceState, Tracer,
+    Link, Span, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags, TraceId, TraceState,
+    Tracer,
 };
 use opentelemetry::{Context, KeyValue, global};
 
@@ -278,7 +279,11 @@ impl Extractor for Reader<'_> {
     }
 
     fn keys(&self) -> Vec<&str> {
-        self.0.iter().filter(|(_, value)| matches!(value, HeaderValue::Text(_))).map(|(name, _)| name).collect()
+        self.0
+            .iter()
+            .filter(|(_, value)| matches!(value, HeaderValue::Text(_)))
+            .map(|(name, _)| name)
+            .collect()
     }
 }
 

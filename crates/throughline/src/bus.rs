@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use throughline_core::driver::{self, Transport};
 use throughline_core::{
-    Address, Capabilities, ConsumeOptions, Consumer, Depth, Error, ErrorKind, PublishOptions, Publisher, Result,
+    Address, Capabilities, ConsumeOptions, Consumer, Depth, Error, ErrorKind, PublishOptions, Publisher,
+    Result,
 };
 
 use crate::registry::registered;

@@ -8,8 +8,16 @@ const MAX_LENGTH: usize = 1_000_000;
 
 pub(crate) const OPTIONS: &[AddressOption] = &[
     AddressOption { name: "queue", value: "NAME", help: "the queue, or the subscription of a topic" },
-    AddressOption { name: "topic", value: "NAME", help: "the topic: each of its subscriptions gets every message" },
-    AddressOption { name: "create", value: "auto|never", help: "whether what is missing is created on first use" },
+    AddressOption {
+        name: "topic",
+        value: "NAME",
+        help: "the topic: each of its subscriptions gets every message",
+    },
+    AddressOption {
+        name: "create",
+        value: "auto|never",
+        help: "whether what is missing is created on first use",
+    },
     AddressOption {
         name: "unroutable",
         value: "error|drop",
@@ -78,9 +86,7 @@ impl Config {
             create: address.one_of("create", &["auto", "never"])? != Some("never"),
             drop_unroutable: address.one_of("unroutable", &["error", "drop"])? == Some("drop"),
             dead_letter: option("dead_letter"),
-            max_length: address
-                .parsed("max_length", "a number of messages")?
-                .unwrap_or(MAX_LENGTH),
+            max_length: address.parsed("max_length", "a number of messages")?.unwrap_or(MAX_LENGTH),
         })
     }
 }

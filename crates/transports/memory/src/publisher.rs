@@ -36,9 +36,7 @@ impl MemoryPublisher {
         if subscriptions.is_empty() && !self.drop_unroutable {
             return done.fail_rest(&Error::new(
                 ErrorKind::Unroutable,
-                format!(
-                    "topic '{topic}' has no subscription; consume from it first, or add unroutable=drop"
-                ),
+                format!("topic '{topic}' has no subscription; consume from it first, or add unroutable=drop"),
             ));
         }
         // A message that one subscription refuses is refused, and sent again to all: at least once to each.

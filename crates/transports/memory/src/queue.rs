@@ -409,7 +409,9 @@ impl State {
 
     /// Gives the lock of a message's key to the next message that waits for it. Says whether there was one.
     fn unlock(&mut self, stored: &Stored) -> bool {
-        let Some(key) = stored.envelope.ordering_key.as_ref().filter(|_| stored.owns_key) else { return false };
+        let Some(key) = stored.envelope.ordering_key.as_ref().filter(|_| stored.owns_key) else {
+            return false;
+        };
         match self.busy.get_mut(key).and_then(VecDeque::pop_front) {
             Some(mut next) => {
                 self.waiting_for_keys -= 1;

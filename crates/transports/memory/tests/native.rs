@@ -48,8 +48,7 @@ async fn subscriptions_each_get_everything_and_their_consumers_compete() {
     let (bus, publisher) = bus("topic=t").await;
     let error = publisher.publish(Envelope::new("lost?")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unroutable);
-    let dropping =
-        bus.publisher_to("?topic=t&unroutable=drop", PublishOptions::default()).await.unwrap();
+    let dropping = bus.publisher_to("?topic=t&unroutable=drop", PublishOptions::default()).await.unwrap();
     dropping.publish(Envelope::new("dropped")).await.unwrap();
 
     let options = || ConsumeOptions::default();
@@ -91,8 +90,7 @@ async fn a_key_is_delivered_one_by_one_and_other_keys_go_on() {
         assert_eq!(text(&delivery), expected);
         delivery.ack().await.unwrap();
     }
-    let mut any = ConsumeOptions::default();
-    any.order = Order::Any;
+    let any = ConsumeOptions { order: Order::Any, ..ConsumeOptions::default() };
     consumer.close().await.unwrap();
     publisher.publish_batch([keyed("a", "1"), keyed("a", "2")]).await;
     let mut consumer = bus.consumer_of("", any).await.unwrap();
@@ -104,9 +102,11 @@ async fn a_key_is_delivered_one_by_one_and_other_keys_go_on() {
 async fn a_lease_is_extended_while_it_is_held_and_lost_at_its_maximum() {
     let (bus, publisher) = bus("queue=q").await;
     publisher.publish(Envelope::new("x")).await.unwrap();
-    let mut options = ConsumeOptions::default();
-    options.lease = Duration::from_millis(200);
-    options.max_lease = Duration::from_millis(600);
+    let options = ConsumeOptions {
+        lease: Duration::from_millis(200),
+        max_lease: Duration::from_millis(600),
+        ..ConsumeOptions::default()
+    };
     let mut first = bus.consumer_of("", options).await.unwrap();
     let mut second = bus.consumer().await.unwrap();
     let held = next(&mut first).await;
@@ -161,8 +161,7 @@ async fn delay_priority_expiry_and_a_full_queue() {
     let low = Envelope::builder("t").payload("low").expires_in(Duration::from_secs(9)).build();
     publisher.publish(low).await.unwrap();
     publisher.publish(Envelope::builder("t").payload("high").priority(9).build()).await.unwrap();
-    let mut impatient = PublishOptions::default();
-    impatient.timeout = Duration::from_millis(100);
+    let impatient = PublishOptions { timeout: Duration::from_millis(100), ..PublishOptions::default() };
     let error = bus.publisher_to("", impatient).await.unwrap().publish(Envelope::new("4")).await;
     let error = error.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Refused | ErrorKind::Timeout), "{error}");

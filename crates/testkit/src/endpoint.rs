@@ -1,0 +1,36 @@
+//! The real brokers that a test run has. `cargo xtask test` starts them and names them in the environment.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+
+/// The address of a broker, without a destination, from `THROUGHLINE_{NAME}_URL`. Without one the test is skipped:
+/// loudly, counted by `cargo xtask test`, and a failure in CI.
+///
+/// ```no_run
+/// let Some(url) = throughline_testkit::endpoint::broker("rabbitmq", "my_test") else { return };
+/// ```
+pub fn broker(name: &str, test: &str) -> Option<String> {
+    need(&format!("THROUGHLINE_{}_URL", name.to_uppercase()), &format!("a {name} broker"), test)
+}
+
+/// The value of an environment variable that a test needs, as [`broker`].
+pub fn need(variable: &str, what: &str, test: &str) -> Option<String> {
+    match std::env::var(variable) {
+        Ok(value) if !value.is_empty() => Some(value),
+        _ => {
+            skip(test, &format!("needs {what}: {variable} is not set (cargo xtask test sets it)"));
+            None
+        }
+    }
+}
+
+/// Says that a test is skipped. In CI (`CI=true`) it fails instead.
+pub fn skip(test: &str, reason: &str) {
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "{test} {reason}, and in CI nothing is skipped");
+    let mut err = std::io::stderr();
+    let _ = writeln!(err, "SKIPPED {test}: {reason}");
+    if let Ok(log) = std::env::var("THROUGHLINE_SKIP_LOG") {
+        let mut log = OpenOptions::new().create(true).append(true).open(log).expect("the skip log opens");
+        writeln!(log, "{test}\t{reason}").expect("the skip log can be written");
+    }
+}
