@@ -1,1 +1,64 @@
-//! Tests of Throughline against real brokers and foreign clients; see `tests/`.
+//! Throughline against real brokers and foreign clients; the tests are in `tests/`, and what they share is here.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::Value;
+use throughline_testkit::endpoint;
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+/// No program of a test may take longer than this.
+const PROGRAM_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The `throughline` binary of this build: `cargo test --workspace` builds it beside the tests.
+pub fn cli() -> Command {
+    let test = std::env::current_exe().expect("a test has a path");
+    let folder = test.ancestors().nth(2).expect("target/<profile>/deps/<test>");
+    let binary = folder.join(format!("throughline{}", std::env::consts::EXE_SUFFIX));
+    assert!(binary.exists(), "{} is missing; build it: cargo build -p throughline-cli", binary.display());
+    let mut command = Command::new(binary);
+    for name in ["TRACEPARENT", "TRACESTATE", "BAGGAGE", "OTEL_EXPORTER_OTLP_ENDPOINT"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// A foreign client: a Python script in `foreign/`. Skips loudly where there is no Python with the client.
+pub fn foreign(script: &str, test: &str) -> Option<Command> {
+    let python = endpoint::need("THROUGHLINE_PYTHON", "a Python with the foreign clients", test)?;
+    let script: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("foreign").join(script);
+    let mut command = Command::new(python);
+    command.arg(script);
+    Some(command)
+}
+
+/// Runs a program to its end with this on its standard input, and gives its standard output. A failure panics with all
+/// that the program said.
+pub async fn run(mut command: Command, input: &str) -> String {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let mut stdin = child.stdin.take().expect("piped");
+    stdin.write_all(input.as_bytes()).await.expect("the program reads its input");
+    drop(stdin);
+    let output = tokio::time::timeout(PROGRAM_TIMEOUT, child.wait_with_output())
+        .await
+        .unwrap_or_else(|_| panic!("{command:?} did not end within {PROGRAM_TIMEOUT:?}"))
+        .expect("the program can be waited for");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {}\n{stderr}", output.status);
+    String::from_utf8(output.stdout).expect("the program writes UTF-8")
+}
+
+/// The lines of a program's output, as JSON.
+pub fn json_lines(output: &str) -> Vec<Value> {
+    let parse = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    output.lines().map(parse).collect()
+}
+
+/// A name that no other test uses.
+pub fn unique(what: &str) -> String {
+    format!("it.{what}.{}", uuid::Uuid::now_v7().simple())
+}

@@ -43,8 +43,8 @@ impl Packed {
     pub fn from_text(text: &str) -> Option<Self> {
         // serde would read a list as the struct too.
         let wire: Wire = text.starts_with('{').then(|| serde_json::from_str(text).ok())??;
-        let mut packed = Self::default();
-        packed.fields = wire.f.into_iter().map(|(name, value)| (Cow::Owned(name), value)).collect();
+        let fields = wire.f.into_iter().map(|(name, value)| (Cow::Owned(name), value)).collect();
+        let mut packed = Self { fields, headers: Headers::with_capacity(wire.h.len()) };
         for (name, value) in wire.h {
             let value = match value {
                 WireValue::Null(()) => HeaderValue::Null,
