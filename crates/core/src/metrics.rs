@@ -21,10 +21,14 @@ pub(crate) struct Instruments {
     process: Histogram<f64>,
     sent: Counter<u64>,
     consumed: Counter<u64>,
-    base: Vec<KeyValue>,
     publish: Vec<KeyValue>,
     receive: Vec<KeyValue>,
+    /// By the operation's name, in the order of [`SETTLEMENTS`].
+    settle: [Vec<KeyValue>; 4],
+    processed: Vec<KeyValue>,
 }
+
+const SETTLEMENTS: [&str; 4] = ["ack", "retry", "reject", "release"];
 
 impl Instruments {
     pub(crate) fn new(capabilities: &Capabilities, endpoint: &Endpoint) -> Self {
@@ -62,7 +66,8 @@ impl Instruments {
             ),
             publish: with("publish"),
             receive: with("receive"),
-            base,
+            settle: SETTLEMENTS.map(with),
+            processed: with("process"),
         }
     }
 
@@ -75,19 +80,20 @@ impl Instruments {
     }
 
     pub(crate) fn settled(&self, name: &'static str, took: Duration, error: Option<&Error>) {
-        Self::record(&self.operation, None, &self.named(name), took, error);
+        let attributes = SETTLEMENTS.iter().zip(&self.settle).find(|(settlement, _)| **settlement == name);
+        let attributes = attributes.map_or(self.processed.as_slice(), |(_, attributes)| attributes);
+        Self::record(&self.operation, None, attributes, took, error);
     }
 
     pub(crate) fn processed(&self, took: Duration, error: Option<&'static str>) {
-        let mut attributes = self.named("process");
-        attributes.extend(error.map(|error| KeyValue::new(attribute::ERROR_TYPE, error)));
-        self.process.record(took.as_secs_f64(), &attributes);
-    }
-
-    fn named(&self, operation: &'static str) -> Vec<KeyValue> {
-        let mut attributes = self.base.clone();
-        attributes.push(KeyValue::new(attribute::OPERATION_NAME, operation));
-        attributes
+        match error {
+            None => self.process.record(took.as_secs_f64(), &self.processed),
+            Some(error) => {
+                let mut attributes = self.processed.clone();
+                attributes.push(KeyValue::new(attribute::ERROR_TYPE, error));
+                self.process.record(took.as_secs_f64(), &attributes);
+            }
+        }
     }
 
     fn record(

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use opentelemetry::trace::{SpanKind, TraceContextExt};
 use opentelemetry::{Context, KeyValue};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -166,7 +167,7 @@ impl Publisher {
     /// before there was room sends nothing; dropping it later abandons the answer, not the send.
     ///
     /// Errors: a limit or an option that the transport cannot meet (before the network), `Unroutable`, `Refused`,
-    /// `HeldBack`, `Timeout`, `Disconnected`, `Closed`; see [`Error::retry`] for whether sending again is safe.
+    /// `HeldBack`, `Timeout` (also where there was no room in time), `Disconnected`, `Closed`; see [`Error::retry`] for whether sending again is safe.
     pub async fn publish(&self, envelope: impl Into<Arc<Envelope>>) -> Result<Receipt> {
         self.enqueue(envelope, SendOptions::default()).await?.receipt().await
     }
@@ -226,13 +227,11 @@ impl Publisher {
                 Err(error) => answers.slot(index).answer(Err(error)),
             }
             if chunk.len() == shared.options.max_in_flight {
-                let full = std::mem::take(&mut chunk);
-                // What cannot be queued is answered by its dropped slot.
-                let _ = self.push(full).await;
+                self.push_or_answer(std::mem::take(&mut chunk)).await;
             }
         }
         if !chunk.is_empty() {
-            let _ = self.push(chunk).await;
+            self.push_or_answer(chunk).await;
         }
         let deadline = now + shared.options.timeout;
         let results = match tokio::time::timeout_at(deadline, all).await {
@@ -268,17 +267,40 @@ impl Publisher {
         WeakPublisher(Arc::downgrade(&self.0))
     }
 
+    async fn push_or_answer(&self, chunk: Vec<Item>) {
+        if let Err((chunk, error)) = self.try_push(chunk).await {
+            for item in chunk {
+                item.slot.answer(Err(error.clone()));
+            }
+        }
+    }
+
     async fn push(&self, chunk: Vec<Item>) -> Result<()> {
+        self.try_push(chunk).await.map_err(|(_, error)| error)
+    }
+
+    /// Queues messages when there is room; gives them back with the error where that is not to be.
+    async fn try_push(&self, chunk: Vec<Item>) -> Result<(), (Vec<Item>, Error)> {
         let shared = &self.0.shared;
         let closed =
             || Error::new(ErrorKind::Closed, "the publisher is closed").at("publish", &shared.address);
-        let queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(closed)?;
+        let queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(queue) = queue else { return Err((chunk, closed())) };
         let permits = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
         // Given back one by one, as the messages are answered.
-        let room = shared.room.acquire_many(permits).await.map_err(|_| closed())?;
-        queue.try_send(chunk).map_err(|_| closed())?;
-        room.forget();
-        Ok(())
+        let room = shared.room.acquire_many(permits);
+        let room = match tokio::time::timeout(shared.options.timeout, room).await {
+            Ok(Ok(room)) => room,
+            Ok(Err(_)) => return Err((chunk, closed())),
+            Err(_) => return Err((chunk, shared.no_room())),
+        };
+        match queue.try_send(chunk) {
+            Ok(()) => {
+                room.forget();
+                Ok(())
+            }
+            Err(TrySendError::Full(chunk) | TrySendError::Closed(chunk)) => Err((chunk, closed())),
+        }
     }
 }
 
@@ -405,7 +427,12 @@ impl Shared {
     /// The spans of a batch: one create span a message, whose context it gets, and one send span that links them all.
     fn batch_span(&self, parent: &Context, messages: &mut [Outgoing]) -> Option<Context> {
         let mut links = Vec::new();
+        let mut traced = true;
         for message in messages.iter_mut() {
+            // Without a provider the first message has told, and with nothing to forward there is nothing to do.
+            if !traced && !trace::can_forward(parent) {
+                break;
+            }
             if let Some(creation) = trace::creation_context(&message.envelope.headers) {
                 links.extend(trace::link(&creation));
                 continue;
@@ -416,10 +443,14 @@ impl Shared {
                 links: Vec::new(),
             });
             self.carry(create.as_ref(), parent, message);
+            traced = create.is_some();
             if let Some(create) = create {
                 links.extend(trace::link(create.span().span_context()));
                 trace::end(&create, None);
             }
+        }
+        if !traced {
+            return None;
         }
         let count = messages.len();
         trace::start(parent, SpanKind::Client, None, || {
@@ -504,6 +535,19 @@ impl Shared {
     pub(crate) fn is_fenced(&self, key: &Bytes) -> bool {
         self.fences.load(Ordering::Acquire) > 0
             && self.fenced.lock().unwrap_or_else(PoisonError::into_inner).contains(key)
+    }
+
+    fn no_room(&self) -> Error {
+        let Self { options: PublishOptions { max_in_flight, timeout, .. }, .. } = self;
+        Error::new(
+            ErrorKind::Timeout,
+            format!(
+                "not sent: {max_in_flight} messages are unanswered, and there was no room within {}",
+                humantime::format_duration(*timeout)
+            ),
+        )
+        .with_retry(Retry::Safe)
+        .at("publish", &self.address)
     }
 
     fn timed_out(&self) -> Error {

@@ -244,6 +244,14 @@ async fn publishing_waits_for_room() {
     one.await.unwrap();
     two.await.unwrap();
     enqueue().await.unwrap().await.unwrap();
+    // A driver that does not answer is told as such: nothing hangs.
+    driver.hold(true);
+    let (_one, _two) = (enqueue().await.unwrap(), enqueue().await.unwrap());
+    let error = publisher.publish(Envelope::new("3")).await.unwrap_err();
+    assert_eq!((error.kind(), error.retry()), (ErrorKind::Timeout, Retry::Safe));
+    let error = publisher.publish_batch([Envelope::new("3")]).await.remove(0).unwrap_err();
+    assert!(error.to_string().contains("2 messages are unanswered"), "{error}");
+    driver.hold(false);
     // More than fit at once, in one call.
     assert!(publisher.publish_batch((0..9).map(|_| Envelope::new("x"))).await.iter().all(Result::is_ok));
 }
