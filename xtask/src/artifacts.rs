@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
+use throughline_brokers::folder::Folder;
 
 use crate::child;
 
@@ -20,7 +21,7 @@ pub(crate) struct Artifacts {
 
 /// Builds the examples and binaries of the whole workspace, with the features that `cargo test --workspace` uses: what
 /// that has built is found, not built again.
-pub(crate) fn build(checkout: &Path, locked: bool) -> Result<Artifacts> {
+pub(crate) fn build(checkout: &Path, run: &Folder, locked: bool) -> Result<Artifacts> {
     let mut command = child::cargo(checkout);
     command.args([
         "build",
@@ -33,7 +34,7 @@ pub(crate) fn build(checkout: &Path, locked: bool) -> Result<Artifacts> {
         command.arg("--locked");
     }
     let mut messages = Vec::new();
-    let status = child::lines(&mut command, |line| messages.push(line.to_owned()))?;
+    let status = child::lines(&mut command, run, |line| messages.push(line.to_owned()))?;
     if !status.success() {
         bail!("`cargo build --workspace --bins --examples` failed ({status})");
     }

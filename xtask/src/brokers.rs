@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use throughline_brokers as tb;
 use throughline_brokers::{Export, Kind, Origin, Permission};
 
-use crate::{Outcome, in_ci, shell};
+use crate::{Outcome, child, in_ci, shell};
 
 const COMPOSE_FILE: &str = "docker-compose.yml";
 
@@ -101,7 +101,11 @@ pub(crate) fn provide(
         eprintln!("starting {} with Docker Compose …", kind.name());
         match tb::compose::up(kind, &checkout.join(COMPOSE_FILE), base) {
             Ok(started) => return Ok(Provided::started(kind, Origin::Compose, started)),
-            Err(error) => eprintln!("warning: {error:#}; trying a native one"),
+            Err(error) => {
+                // An interrupt may be why.
+                child::wait_if_interrupted();
+                eprintln!("warning: {error:#}; trying a native one");
+            }
         }
     }
     if !kind.installed() {

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use std::{env, fs, thread};
 
 use anyhow::{Context, Result};
 use throughline_brokers as tb;
+use throughline_brokers::folder::Folder;
 use throughline_brokers::process::{ProcessId, Signal};
 
 /// How long a child may take to go after SIGTERM.
@@ -68,10 +69,11 @@ pub(crate) fn cargo(checkout: &Path) -> Command {
     command
 }
 
-/// Runs `command` to its end, handing each line of its stdout to `line`. Its stderr is ours.
-pub(crate) fn lines(command: &mut Command, mut line: impl FnMut(&str)) -> Result<ExitStatus> {
+/// Runs `command` to its end, handing each line of its stdout to `line`. Its stderr is ours. `run` notes it, so that
+/// the next run can end it if we are killed.
+pub(crate) fn lines(command: &mut Command, run: &Folder, mut line: impl FnMut(&str)) -> Result<ExitStatus> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let (mut child, leader) = start(command.stdout(Stdio::piped()), &program)?;
+    let (mut child, leader) = start(command.stdout(Stdio::piped()), &program, run)?;
     let (sender, receiver) = mpsc::channel();
     if let Some(stdout) = child.stdout.take() {
         thread::spawn(move || {
@@ -108,11 +110,13 @@ pub(crate) struct Quiet {
     pub(crate) output: String,
 }
 
-/// Runs `command` to its end, or to its deadline, and keeps what it writes in `log`.
-pub(crate) fn quietly(command: &mut Command, log: &Path, timeout: Duration) -> Result<Quiet> {
+/// Runs `command` to its end, or to its deadline. What it writes is kept in the folder of the run, which also notes it
+/// as [`lines`] does.
+pub(crate) fn quietly(command: &mut Command, run: &Folder, timeout: Duration) -> Result<Quiet> {
     let program = command.get_program().to_string_lossy().into_owned();
+    let log = &run.path().join("output");
     let file = fs::File::create(log).with_context(|| format!("cannot make {}", log.display()))?;
-    let (mut child, leader) = start(command.stdout(file.try_clone()?).stderr(file), &program)?;
+    let (mut child, leader) = start(command.stdout(file.try_clone()?).stderr(file), &program, run)?;
     let deadline = Instant::now() + timeout;
     let status = loop {
         if let Some(status) = child.try_wait()? {
@@ -129,7 +133,7 @@ pub(crate) fn quietly(command: &mut Command, log: &Path, timeout: Duration) -> R
     Ok(Quiet { status, output: String::from_utf8_lossy(&fs::read(log)?).into_owned() })
 }
 
-fn start(command: &mut Command, program: &str) -> Result<(std::process::Child, ProcessId)> {
+fn start(command: &mut Command, program: &str, run: &Folder) -> Result<(Child, ProcessId)> {
     // Blocks for good once an interrupt is being handled.
     let mut current = current();
     let mut child = command
@@ -137,7 +141,9 @@ fn start(command: &mut Command, program: &str) -> Result<(std::process::Child, P
         .process_group(0)
         .spawn()
         .with_context(|| format!("cannot run `{program}`"))?;
-    let leader = ProcessId::of_child(&child).inspect_err(|_| drop(child.kill()))?;
+    let leader = ProcessId::of_child(&child);
+    let noted = leader.and_then(|leader| run.add_process(&leader).map(|()| leader));
+    let leader = noted.inspect_err(|_| drop(child.kill()))?;
     *current = Some(leader.clone());
     Ok((child, leader))
 }
@@ -159,40 +165,60 @@ mod tests {
         command
     }
 
-    /// `CURRENT` is one for the whole process.
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    /// A run of the test's own. `CURRENT` is one for the whole process, so one test at a time.
+    struct Run(Folder, PathBuf, #[allow(dead_code, reason = "held, not read")] MutexGuard<'static, ()>);
+
+    impl Run {
+        fn new(test: &str) -> Run {
+            static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+            let one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+            let base = env::temp_dir().join(format!("throughline-child-{}-{test}", std::process::id()));
+            Run(Folder::create(&base, "test", tb::Origin::Native).unwrap(), base, one)
+        }
+    }
+
+    impl Drop for Run {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.1);
+        }
+    }
 
     #[test]
     fn every_line_is_handed_on() {
-        let _one = ONE_AT_A_TIME.lock();
+        let run = Run::new("lines");
         let mut seen = Vec::new();
-        let status =
-            lines(&mut sh("echo one; printf 'two\\nthree'; exit 4"), |line| seen.push(line.to_owned()))
-                .unwrap();
+        let mut command = sh("echo one; printf 'two\\nthree'; exit 4");
+        let status = lines(&mut command, &run.0, |line| seen.push(line.to_owned())).unwrap();
         assert_eq!(seen, ["one", "two", "three"]);
         assert_eq!(status.code(), Some(4));
     }
 
     #[test]
     fn a_grandchild_that_keeps_the_pipe_open_is_not_waited_for() {
-        let _one = ONE_AT_A_TIME.lock();
+        let run = Run::new("grandchild");
         let started = Instant::now();
         let mut pid = String::new();
-        lines(&mut sh("sleep 30 & echo $!"), |line| line.clone_into(&mut pid)).unwrap();
+        lines(&mut sh("sleep 30 & echo $!"), &run.0, |line| line.clone_into(&mut pid)).unwrap();
         assert!(started.elapsed() < Duration::from_secs(10));
         ProcessId::of(pid.parse().unwrap()).unwrap().signal(Signal::KILL);
     }
 
     #[test]
     fn what_takes_too_long_is_killed() {
-        let _one = ONE_AT_A_TIME.lock();
-        let log = env::temp_dir().join(format!("throughline-quiet-{}", std::process::id()));
-        let quick = quietly(&mut sh("echo out; echo err >&2"), &log, Duration::from_secs(10)).unwrap();
+        let run = Run::new("deadline");
+        let quick = quietly(&mut sh("echo out; echo err >&2"), &run.0, Duration::from_secs(10)).unwrap();
         assert!(quick.status.unwrap().success());
         assert_eq!(quick.output, "out\nerr\n");
-        let slow = quietly(&mut sh("echo started; sleep 30"), &log, Duration::from_millis(200)).unwrap();
+        let slow = quietly(&mut sh("echo started; sleep 30"), &run.0, Duration::from_millis(200)).unwrap();
         assert!(slow.status.is_none());
         assert_eq!(slow.output, "started\n");
-        fs::remove_file(log).unwrap();
+    }
+
+    #[test]
+    fn the_next_run_can_end_what_this_one_started() {
+        let run = Run::new("record");
+        lines(&mut sh("echo $$"), &run.0, |_| ()).unwrap();
+        let (_, record) = tb::folder::list(&run.1).remove(0);
+        assert_eq!(record.unwrap().processes.len(), 1);
     }
 }

@@ -27,7 +27,7 @@ pub(crate) fn run(args: &TestArgs, base: &Path, checkout: &Path) -> Result<Outco
         args,
         base,
         checkout,
-        scratch: scratch.0.path(),
+        folder: &scratch.0,
         ci: in_ci(),
         exports: Vec::new(),
         summary: Summary { ci: in_ci(), ..Summary::default() },
@@ -50,8 +50,8 @@ struct Run<'a> {
     args: &'a TestArgs,
     base: &'a Path,
     checkout: &'a Path,
-    /// For logs that nobody needs once it is over.
-    scratch: &'a Path,
+    /// For what nobody needs once the run is over, and for the next run, should this one be killed.
+    folder: &'a Folder,
     ci: bool,
     /// What every test gets.
     exports: Vec<Export>,
@@ -117,7 +117,7 @@ impl Run<'_> {
         command.arg("--no-run");
         // Up to `--`: what follows is for the test programs, which are not run yet.
         command.args(self.args.cargo.iter().take_while(|argument| *argument != "--"));
-        let status = child::lines(&mut command, |line| println!("{line}"))?;
+        let status = child::lines(&mut command, self.folder, |line| println!("{line}"))?;
         if !status.success() {
             self.summary.tally.failed += 1;
         }
@@ -125,7 +125,7 @@ impl Run<'_> {
     }
 
     fn build_examples(&mut self, artifacts: &mut Artifacts) -> Result<(bool, String)> {
-        match artifacts::build(self.checkout, self.ci) {
+        match artifacts::build(self.checkout, self.folder, self.ci) {
             Ok(built) => {
                 *artifacts = built;
                 Ok((true, String::new()))
@@ -175,7 +175,7 @@ impl Run<'_> {
     }
 
     fn cargo_test(&mut self) -> Result<(bool, String)> {
-        let skip_log = self.scratch.join("skipped");
+        let skip_log = self.folder.path().join("skipped");
         fs::write(&skip_log, "")?;
         let mut command = self.cargo_test_command();
         command.env(tb::SKIP_LOG_VAR, &skip_log).envs(self.exports.iter().cloned());
@@ -185,7 +185,7 @@ impl Run<'_> {
         }
         command.args(&self.args.cargo);
         let mut tally = Tally::default();
-        let status = child::lines(&mut command, |line| {
+        let status = child::lines(&mut command, self.folder, |line| {
             println!("{line}");
             tally.add_line(line);
         })?;
@@ -222,7 +222,7 @@ impl Run<'_> {
     /// Runs an example or the demo; what it writes is shown only if it fails.
     fn program(&mut self, mut command: Command) -> Result<(bool, String)> {
         command.current_dir(self.checkout).envs(self.exports.iter().cloned());
-        let quiet = child::quietly(&mut command, &self.scratch.join("program"), PROGRAM_TIMEOUT)?;
+        let quiet = child::quietly(&mut command, self.folder, PROGRAM_TIMEOUT)?;
         let note = match quiet.status {
             Some(status) if status.success() => {
                 self.summary.tally.passed += 1;
@@ -250,7 +250,7 @@ struct Scratch(Folder);
 
 impl Scratch {
     fn new(base: &Path) -> Result<Scratch> {
-        Ok(Scratch(Folder::create(base, "test", Origin::Native)?))
+        Ok(Scratch(Folder::create(base, "test-run", Origin::Native)?))
     }
 }
 

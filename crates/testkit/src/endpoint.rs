@@ -1,8 +1,5 @@
 //! The real brokers that a test run has. `cargo xtask test` starts them and names them in the environment.
 
-use std::fs::OpenOptions;
-use std::io::Write;
-
 /// The address of a broker, without a destination, from `THROUGHLINE_{NAME}_URL`. Without one the test is skipped:
 /// loudly, counted by `cargo xtask test`, and a failure in CI.
 ///
@@ -27,10 +24,5 @@ pub fn need(variable: &str, what: &str, test: &str) -> Option<String> {
 /// Says that a test is skipped. In CI (`CI=true`) it fails instead.
 pub fn skip(test: &str, reason: &str) {
     assert!(std::env::var("CI").as_deref() != Ok("true"), "{test} {reason}, and in CI nothing is skipped");
-    let mut err = std::io::stderr();
-    let _ = writeln!(err, "SKIPPED {test}: {reason}");
-    if let Ok(log) = std::env::var("THROUGHLINE_SKIP_LOG") {
-        let mut log = OpenOptions::new().create(true).append(true).open(log).expect("the skip log opens");
-        writeln!(log, "{test}\t{reason}").expect("the skip log can be written");
-    }
+    throughline_brokers::skip(test, reason);
 }

@@ -235,7 +235,15 @@ pub fn stop(folder: &Path) -> Result<()> {
 /// Stops the brokers below `base` whose owner is gone; returns their kinds. What cannot be stopped is said on stderr:
 /// it is a stranger's remains, and no reason not to go on.
 pub fn reap(base: &Path) -> Vec<String> {
-    stop_where(base, |record| record.owner.as_ref().is_some_and(|owner| !owner.is_alive()))
+    let mut stopped = Vec::new();
+    loop {
+        let now = stop_where(base, |record| record.owner.as_ref().is_some_and(|owner| !owner.is_alive()));
+        // What was stopped may have been an owner itself: a test run, of its tests' brokers.
+        if now.is_empty() {
+            return stopped;
+        }
+        stopped.extend(now);
+    }
 }
 
 /// For the one who handles an interrupt: stops what this process has started below `base` and what processes have
@@ -243,9 +251,8 @@ pub fn reap(base: &Path) -> Vec<String> {
 pub fn stop_everything_of_this_process(base: &Path) {
     process::shut_gate();
     let own = ProcessId::own().ok();
-    stop_where(base, |record| {
-        record.owner.as_ref().is_some_and(|owner| !owner.is_alive() || Some(owner) == own.as_ref())
-    });
+    stop_where(base, |record| record.owner.is_some() && record.owner == own);
+    reap(base);
 }
 
 fn stop_where(base: &Path, condition: impl Fn(&Record) -> bool) -> Vec<String> {

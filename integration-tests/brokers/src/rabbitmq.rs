@@ -5,19 +5,23 @@
 
 use std::env;
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 
+use self::probe::handshake;
+use self::setup::{Ports, Programs, StartError, script_folders, start_epmd, write_config};
 use crate::compose;
 use crate::folder::{self, Folder, Origin};
-use crate::install::{Package, find_program};
+use crate::install::Package;
 use crate::process::{self, ProcessId, Running, Signal};
-use crate::{Export, Health, Kind, Started, base_folder, ports, redacted};
+use crate::{Export, Health, Kind, Started, base_folder, redacted};
+
+mod probe;
+mod setup;
 
 /// The variable for the broker's AMQP URL, without a destination.
 pub const URL_VAR: &str = "THROUGHLINE_RABBITMQ_URL";
@@ -101,35 +105,6 @@ struct Server {
     script: Running,
     /// The Erlang VM: the broker itself.
     vm: ProcessId,
-}
-
-#[derive(Clone, Debug)]
-struct Programs {
-    /// The folder of `rabbitmq-server` and `rabbitmqctl`.
-    scripts: PathBuf,
-    epmd: PathBuf,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Ports {
-    amqp: u16,
-    management: u16,
-    distribution: u16,
-    epmd: u16,
-    tls: u16,
-}
-
-/// Why a start failed, as far as the next step depends on it.
-enum StartError {
-    /// Somebody took one of the ports between our look and the broker's bind.
-    LostPort(anyhow::Error),
-    Other(anyhow::Error),
-}
-
-impl From<anyhow::Error> for StartError {
-    fn from(error: anyhow::Error) -> Self {
-        StartError::Other(error)
-    }
 }
 
 impl RabbitMq {
@@ -357,6 +332,25 @@ impl RabbitMq {
             }
             if let Some(status) = script.ended() {
                 let logs = self.logs();
+                let error = anyhow!("RabbitMQ ended while starting ({status}):\n{}", excerpt(&logs));
+                let lost =
+                    logs.contains("eaddrinuse") || logs.to_lowercase().contains("address already in use");
+                return Err(if lost { StartError::LostPort(error) } else { StartError::Other(error) });
+            }
+            if let Some(vm) = &vm {
+                // Either may answer first.
+                let answers = handshake(amqp, Duration::from_secs(2));
+                if let Ok(version) = answers
+                    && TcpStream::connect_timeout(&management, Duration::from_secs(1)).is_ok()
+                {
+                    self.version = version;
+                    self.server = Some(Server { script, vm: vm.clone() });
+                    return Ok(());
+                }
+            }
+            if Instant::now() >= deadline {
+                script.kill();
+                let logs = self.logs();
                 let error = anyhow!("RabbitMQ did not answer within {START_TIMEOUT:?}:\n{}", excerpt(&logs));
                 return Err(error.into());
             }
@@ -458,7 +452,8 @@ impl Kind for RabbitMqKind {
     }
 
     fn probe(&self, endpoint: &str, timeout: Duration) -> Result<Health> {
-        probe(endpoint, timeout).with_context(|| format!("no RabbitMQ answers at {}", redacted(endpoint)))
+        probe::probe(endpoint, timeout)
+            .with_context(|| format!("no RabbitMQ answers at {}", redacted(endpoint)))
     }
 }
 
@@ -477,72 +472,6 @@ fn exports(amqp: u16, management: u16) -> Vec<Export> {
 /// Erlang's own ports, between nodes and to `rabbitmqctl`, are loopback's too.
 const LOOPBACK_ONLY: &str = "-kernel inet_dist_use_interface {127,0,0,1}";
 
-impl Programs {
-    fn find() -> Option<Programs> {
-        let scripts = script_folders().into_iter().map(PathBuf::from).find(|folder| {
-            folder.join("rabbitmq-server").is_file() && folder.join("rabbitmqctl").is_file()
-        })?;
-        Some(Programs { scripts, epmd: find_program("epmd")? })
-    }
-}
-
-/// Where the plain scripts are. Not the `PATH`: Debian has wrappers there that insist on its own user and service.
-fn script_folders() -> Vec<String> {
-    let mut folders: Vec<String> = env::var("THROUGHLINE_RABBITMQ_SCRIPTS").into_iter().collect();
-    let known = ["/usr/lib/rabbitmq/bin", "/opt/homebrew/opt/rabbitmq/sbin", "/usr/local/opt/rabbitmq/sbin"];
-    folders.extend(known.map(str::to_owned));
-    folders
-}
-
-impl Ports {
-    fn free() -> Result<Ports> {
-        match ports::free(5)?[..] {
-            [amqp, management, distribution, epmd, tls] => {
-                Ok(Ports { amqp, management, distribution, epmd, tls })
-            }
-            _ => bail!("the wrong number of ports"),
-        }
-    }
-}
-
-fn write_config(folder: &Path, ports: Ports, options: &StartOptions) -> Result<()> {
-    let mut config = format!(
-        "listeners.tcp.1 = 127.0.0.1:{}\n\
-         management.tcp.ip = 127.0.0.1\n\
-         management.tcp.port = {}\n\
-         # A nearly full disk is not what the tests are about.\n\
-         disk_free_limit.absolute = 50MB\n\
-         # What the management API tells is at most a second old.\n\
-         collect_statistics_interval = 1000\n",
-        ports.amqp, ports.management
-    );
-    if let Some(tls) = &options.tls {
-        config.push_str(&format!(
-            "listeners.ssl.1 = 127.0.0.1:{}\n\
-             ssl_options.cacertfile = {}\n\
-             ssl_options.certfile = {}\n\
-             ssl_options.keyfile = {}\n\
-             ssl_options.verify = verify_peer\n\
-             ssl_options.fail_if_no_peer_cert = {}\n",
-            ports.tls,
-            tls.ca.display(),
-            tls.certificate.display(),
-            tls.key.display(),
-            tls.require_client_certificate,
-        ));
-    }
-    config.push_str(&options.config);
-    config.push('\n');
-    let write = || -> std::io::Result<()> {
-        for name in ["home", "log", "mnesia", "conf.d"] {
-            fs::create_dir(folder.join(name))?;
-        }
-        fs::write(folder.join("rabbitmq.conf"), config)?;
-        fs::write(folder.join("plugins"), "[rabbitmq_management].\n")
-    };
-    write().with_context(|| format!("cannot write the broker's configuration to {}", folder.display()))
-}
-
 /// What a person wants to see of a log that ends in a failure: the first errors, since Erlang repeats them at length;
 /// or its end, if it names none.
 fn excerpt(logs: &str) -> String {
@@ -555,111 +484,9 @@ fn excerpt(logs: &str) -> String {
     all.get(all.len().saturating_sub(15)..).unwrap_or_default().join("\n")
 }
 
-/// Erlang's port mapper. Started by us and not by Erlang, which would make a daemon of it that belongs to nobody.
-fn start_epmd(programs: &Programs, folder: &Folder, ports: Ports) -> Result<Running, StartError> {
-    let log_path = folder.path().join("log").join("epmd.out");
-    let log = File::create(&log_path).context("cannot make epmd's log file")?;
-    let mut command = Command::new(&programs.epmd);
-    command
-        .args(["-address", "127.0.0.1", "-port", &ports.epmd.to_string()])
-        .current_dir(folder.path())
-        .stdout(log.try_clone().context("cannot share epmd's log file")?)
-        .stderr(log);
-    let mut epmd = process::spawn(&mut command, |id| folder.add_process(id))?;
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ports.epmd));
-    let mut ended = false;
-    let answers = process::wait_until(Duration::from_secs(20), || {
-        ended = epmd.ended().is_some();
-        ended || TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()
-    });
-    if answers && !ended {
-        return Ok(epmd);
-    }
-    epmd.kill();
-    let log = fs::read_to_string(log_path).unwrap_or_default();
-    let error = anyhow!("epmd does not answer on 127.0.0.1:{}: {}", ports.epmd, log.trim());
-    // It has nothing else to fail on.
-    Err(if ended { StartError::LostPort(error) } else { StartError::Other(error) })
-}
-
-/// Asks the broker behind an AMQP URL for its version.
-fn probe(url: &str, timeout: Duration) -> Result<Health> {
-    let (tls, rest) = match url.split_once("://") {
-        Some(("amqp", rest)) => (false, rest),
-        Some(("amqps", rest)) => (true, rest),
-        _ => bail!("`{}` is not an amqp:// or amqps:// URL", redacted(url)),
-    };
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let host = authority.rsplit('@').next().unwrap_or_default();
-    // The port is what follows the last colon, unless that colon is within the brackets of an IPv6 address.
-    let (host, port) = match host.rsplit_once(':') {
-        Some((name, port)) if !port.contains(']') => {
-            (name, port.parse().context("its port is not a number")?)
-        }
-        _ => (host, if tls { 5671 } else { 5672 }),
-    };
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let mut failure = None;
-    for address in (host, port).to_socket_addrs().with_context(|| format!("`{host}` cannot be resolved"))? {
-        let answer = if tls {
-            // Whoever accepts is all that can be told without speaking TLS.
-            TcpStream::connect_timeout(&address, timeout).map(|_| None).map_err(Into::into)
-        } else {
-            handshake(address, timeout).map(Some)
-        };
-        match answer {
-            Ok(version) => return Ok(Health { version }),
-            Err(error) => failure = Some(error),
-        }
-    }
-    Err(failure.with_context(|| format!("`{host}` has no address"))?)
-}
-
-/// Opens AMQP, far enough for the broker to introduce itself, and returns its version.
-fn handshake(address: SocketAddr, timeout: Duration) -> Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, timeout)?;
-    stream.set_read_timeout(Some(timeout))?;
-    stream.set_write_timeout(Some(timeout))?;
-    stream.write_all(b"AMQP\0\0\x09\x01")?;
-    let mut header = [0; 7];
-    stream.read_exact(&mut header).context("it accepts connections and says nothing")?;
-    let [1, 0, 0, size @ ..] = header else { bail!("it does not speak AMQP 0-9-1") };
-    let size = usize::try_from(u32::from_be_bytes(size))?;
-    // Connection.Start is a few hundred bytes.
-    if size > 64 * 1024 {
-        bail!("it does not speak AMQP 0-9-1");
-    }
-    let mut payload = vec![0; size];
-    stream.read_exact(&mut payload)?;
-    if !payload.starts_with(&[0, 10, 0, 10]) {
-        bail!("it does not speak AMQP 0-9-1");
-    }
-    Ok(server_version(&payload).unwrap_or_else(|| "unknown".to_owned()))
-}
-
-/// The `version` among the server properties of a Connection.Start: name, type `S`, length, text.
-fn server_version(payload: &[u8]) -> Option<String> {
-    const KEY: &[u8] = b"\x07versionS";
-    let start = payload.windows(KEY.len()).position(|window| window == KEY)? + KEY.len();
-    let (length, rest) = payload.get(start..)?.split_at_checked(4)?;
-    let length = usize::try_from(u32::from_be_bytes(length.try_into().ok()?)).ok()?;
-    String::from_utf8(rest.get(..length)?.to_vec()).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::TcpListener;
-
-    #[test]
-    fn the_version_is_found_among_the_server_properties() {
-        let payload =
-            b"\0\x0a\0\x0a\0\x09\0\0\0\x20\x07productS\0\0\0\x08RabbitMQ\x07versionS\0\0\0\x063.10.8";
-        assert_eq!(server_version(payload).as_deref(), Some("3.10.8"));
-        assert_eq!(server_version(b"\x07versionS\0\0\0\xff3"), None);
-        assert_eq!(server_version(b"\x07versionS\0"), None);
-        assert_eq!(server_version(b""), None);
-    }
 
     #[test]
     fn an_excerpt_has_the_first_errors_or_the_end() {
@@ -669,26 +496,6 @@ mod tests {
         let text = excerpt(&(boot + &errors));
         assert!(text.starts_with("12:00 [error] 0\n") && text.ends_with("[error] 14"));
         assert_eq!(excerpt(""), "");
-    }
-
-    #[test]
-    fn a_probe_says_what_is_wrong() {
-        let wrong = |url: &str| format!("{:#}", KIND.probe(url, Duration::from_millis(500)).unwrap_err());
-        assert!(wrong("kafka://h:1").contains("not an amqp://"));
-        assert!(wrong("amqp://u:secret@h:port").contains("not a number"));
-        assert!(!wrong("amqp://u:secret@127.0.0.1:1").contains("secret"));
-
-        // Accepts, and speaks something else.
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let url = format!("amqp://u:p@127.0.0.1:{}/%2f", listener.local_addr().unwrap().port());
-        let server = std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
-            // Until the client has read it.
-            let _ = stream.read_to_end(&mut Vec::new());
-        });
-        assert!(wrong(&url).contains("does not speak AMQP"));
-        server.join().unwrap();
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Publish and consume on the memory transport: `cargo run -p throughline-memory --example quickstart`.
+//! Publish and consume on the memory transport: `cargo run -p throughline-memory --example memory-quickstart`.
 #![allow(clippy::print_stdout, reason = "an example shows what it does")]
 
 use throughline::{Bus, Envelope, Result};
