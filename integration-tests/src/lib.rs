@@ -1,13 +1,16 @@
 //! Throughline against real brokers and foreign clients; the tests are in `tests/`, and what they share is here.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::Value;
 use throughline_testkit::endpoint;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 
 /// No program of a test may take longer than this.
@@ -56,6 +59,67 @@ pub async fn run(mut command: Command, input: &str) -> String {
 pub fn json_lines(output: &str) -> Vec<Value> {
     let parse = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
     output.lines().map(parse).collect()
+}
+
+/// An OTLP collector that keeps what it is sent: enough of HTTP/1.1 for an exporter, and no understanding of the payload.
+pub struct Collector {
+    address: SocketAddr,
+    received: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Collector {
+    /// Starts one on a free loopback port.
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
+        let address = listener.local_addr().expect("a bound listener has an address");
+        let received = Arc::new(Mutex::default());
+        let keep: Arc<Mutex<Vec<u8>>> = received.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(stream, keep.clone()));
+            }
+        });
+        Self { address, received }
+    }
+
+    /// What `OTEL_EXPORTER_OTLP_ENDPOINT` is set to.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// All request bodies so far, one after the other.
+    pub fn exported(&self) -> Vec<u8> {
+        self.received.lock().expect("no test panics with it").clone()
+    }
+}
+
+/// Answers the requests of one connection until it ends.
+async fn serve(stream: TcpStream, keep: Arc<Mutex<Vec<u8>>>) {
+    let mut stream = BufReader::new(stream);
+    loop {
+        let mut length = 0;
+        loop {
+            let mut line = String::new();
+            if stream.read_line(&mut line).await.unwrap_or(0) == 0 {
+                return;
+            }
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().expect("a length");
+            }
+            if line == "\r\n" {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        if stream.read_exact(&mut body).await.is_err() {
+            return;
+        }
+        keep.lock().expect("no test panics with it").extend(body);
+        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+        if stream.write_all(answer).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// A name that no other test uses.

@@ -3,8 +3,9 @@
 
 use opentelemetry::trace::{SpanKind, TraceId};
 use serde_json::{Value, json};
+use throughline::trace::parse_traceparent;
 use throughline::{Bus, Envelope};
-use throughline_integration_tests::{cli, foreign, json_lines, run, unique};
+use throughline_integration_tests::{Collector, cli, foreign, json_lines, run, unique};
 use throughline_testkit::endpoint;
 use throughline_testkit::spans::{Recorder, links, named};
 
@@ -144,5 +145,40 @@ async fn a_foreign_producers_span_is_the_parent_of_the_process_span() {
     assert_eq!(next.parent_span_id, publish.span_context.span_id());
     // Ours carries when it was sent, so its queue delay is a span; the foreign one does not say.
     named(&spans, "queued ads.updated");
+    delete(&address).await;
+}
+
+#[tokio::test]
+async fn with_a_collector_publish_and_consume_are_spans_of_the_callers_trace() {
+    const TEST: &str = "with_a_collector_publish_and_consume_are_spans_of_the_callers_trace";
+    let Some((_, _, address)) = queue(TEST).await else { return };
+    let collector = Collector::start().await;
+    let mut publish = cli();
+    publish
+        .args(["publish", &address, "--type", "campaign.sync_report", "--data", "{}"])
+        .env("TRACEPARENT", TRACEPARENT)
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint());
+    run(publish, "").await;
+    let exported = collector.exported();
+    let mut consume = cli();
+    consume
+        .args(["consume", &address, "--json", "--max", "1", "--wait", "20s"])
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint());
+    let consumed = json_lines(&run(consume, "").await);
+    let carried = consumed[0]["headers"]["traceparent"].as_str().unwrap();
+    let (caller, sent) = (parse_traceparent(TRACEPARENT).unwrap(), parse_traceparent(carried).unwrap());
+    // A child of the caller's span, and exported as such.
+    assert_eq!(sent.trace_id(), caller.trace_id());
+    assert_ne!(sent.span_id(), caller.span_id());
+    let holds = |bytes: &[u8], part: &[u8]| bytes.windows(part.len()).any(|window| window == part);
+    for part in [&caller.trace_id().to_bytes()[..], &caller.span_id().to_bytes(), &sent.span_id().to_bytes()]
+    {
+        assert!(holds(&exported, part));
+    }
+    // The consumer's process span names the publisher's as its parent, in the same trace.
+    let exported = &collector.exported()[exported.len()..];
+    for part in [&caller.trace_id().to_bytes()[..], &sent.span_id().to_bytes(), b"process"] {
+        assert!(holds(exported, part));
+    }
     delete(&address).await;
 }

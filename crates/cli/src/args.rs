@@ -23,11 +23,11 @@ Addresses:
 
 Exit codes:
   0    done; also when a consumer was stopped by Ctrl-C or SIGTERM, or the reader of stdout went away
-  1    failed: the broker, the network, a file, or some of the lines of `publish --lines`
-  2    usage: a wrong argument, address or message; nothing was sent
+  1    failed: the broker, the network, or some of the lines of `publish --lines`
+  2    usage: a wrong argument, address, file or message; nothing was sent
   3    the queue, exchange or virtual host does not exist
   4    the credentials were refused, or do not allow this
-  130  interrupted before the work was done (`publish`, `demo`)
+  130  interrupted before the work was done (`publish`, `demo`), or asked twice to stop
 
 Environment:
   TRACEPARENT, TRACESTATE, BAGGAGE   `publish` continues this W3C trace context
@@ -38,13 +38,14 @@ Environment:
 
 /// One trace, through every queue: publish and consume on any message broker.
 #[derive(Debug, Parser)]
-#[command(name = "throughline", version, styles = STYLES, after_help = AFTER_HELP, arg_required_else_help = true)]
+#[command(name = "throughline", version, styles = STYLES, after_help = AFTER_HELP, arg_required_else_help = true, max_term_width = 100)]
 pub(crate) struct Args {
     /// More log on stderr: -v info, -vv debug, -vvv trace
-    #[arg(short, long, global = true, action = ArgAction::Count)]
+    #[arg(short, long, global = true, action = ArgAction::Count, display_order = 100)]
     pub(crate) verbose: u8,
-    /// When to colour: on a terminal without NO_COLOR, always, or never
-    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t = ColorArg::Auto)]
+    /// When to colour; auto: on a terminal, unless NO_COLOR is set
+    #[arg(long, global = true, value_enum, value_name = "auto|always|never", default_value_t = ColorArg::Auto)]
+    #[arg(hide_possible_values = true, hide_default_value = true, display_order = 101)]
     pub(crate) color: ColorArg,
     #[command(subcommand)]
     pub(crate) command: Command,

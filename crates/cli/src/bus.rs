@@ -9,6 +9,8 @@ pub(crate) fn outside_this_process(url: &str, command: &str) -> Result<Address, 
     let address: Address = url.parse()?;
     let transport = registered(&address).map_err(|error| error.at(operation(command), &address))?;
     if transport.name != "memory" {
+        // `connect` does so too, but a body may be read before.
+        address.check_options(transport.options)?;
         return Ok(address);
     }
     let others: Vec<_> = registrations()

@@ -119,7 +119,8 @@ mod tests {
     #[test]
     fn causes_are_told_once_each() {
         let native = std::io::Error::other("connection refused");
-        let error = Error::new(ErrorKind::Disconnected, "cannot connect: connection refused").with_source(native);
+        let error =
+            Error::new(ErrorKind::Disconnected, "cannot connect: connection refused").with_source(native);
         assert!(Failure::from(error).causes.is_empty());
         let native = std::io::Error::other("connection refused");
         let error = Error::new(ErrorKind::Disconnected, "cannot connect").with_source(native);

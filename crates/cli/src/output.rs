@@ -30,7 +30,9 @@ impl Color {
         match self {
             Self::Always => true,
             Self::Never => false,
-            Self::Auto => terminal && !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb"),
+            Self::Auto => {
+                terminal && !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+            }
         }
     }
 }
@@ -52,7 +54,8 @@ impl Paint {
     }
 
     pub(crate) fn apply(self, style: Style, text: impl Display) -> String {
-        if self.on { format!("{style}{text}{style:#}") } else { text.to_string() }
+        let text = text.to_string();
+        if self.on && !text.is_empty() { format!("{style}{text}{style:#}") } else { text }
     }
 }
 

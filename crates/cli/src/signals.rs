@@ -56,10 +56,6 @@ impl Stop {
         Self(watch::channel(true).1)
     }
 
-    pub(crate) fn requested(&self) -> bool {
-        *self.0.borrow()
-    }
-
     /// Waits until the user wants an end.
     pub(crate) async fn wait(&mut self) {
         if self.0.wait_for(|stop| *stop).await.is_err() {

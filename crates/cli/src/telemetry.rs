@@ -101,9 +101,9 @@ impl Telemetry {
 /// The endpoint that the environment names, without what must not be shown.
 fn endpoint() -> Result<Option<String>, Failure> {
     let disabled = std::env::var("OTEL_SDK_DISABLED").is_ok_and(|value| value.eq_ignore_ascii_case("true"));
-    let named = ENDPOINTS
-        .into_iter()
-        .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()).map(|value| (name, value)));
+    let named = ENDPOINTS.into_iter().find_map(|name| {
+        std::env::var(name).ok().filter(|value| !value.is_empty()).map(|value| (name, value))
+    });
     let Some((name, value)) = named.filter(|_| !disabled) else { return Ok(None) };
     let Some(rest) = value.strip_prefix("http://") else {
         return Err(Failure::usage(format!("{name}: this build exports to http:// endpoints only"))
@@ -153,10 +153,6 @@ impl SpanExporter for Exporter {
             lost.why = Some(error.to_string());
         }
         result
-    }
-
-    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        self.otlp.shutdown_with_timeout(timeout)
     }
 
     fn set_resource(&mut self, resource: &Resource) {
