@@ -1,5 +1,6 @@
 //! From the address on the command line to a connected bus.
 
+use throughline::capabilities::Reach;
 use throughline::{Address, Bus, registered, registrations};
 
 use crate::failure::Failure;
@@ -8,13 +9,13 @@ use crate::failure::Failure;
 pub(crate) fn outside_this_process(url: &str, command: &str) -> Result<Address, Failure> {
     let address: Address = url.parse()?;
     let transport = registered(&address).map_err(|error| error.at(operation(command), &address))?;
-    if transport.name != "memory" {
+    if transport.capabilities.reach != Reach::Process {
         // `connect` does so too, but a body may be read before.
         address.check_options(transport.options)?;
         return Ok(address);
     }
     let others: Vec<_> = registrations()
-        .filter(|other| other.name != transport.name)
+        .filter(|other| other.capabilities.reach != Reach::Process)
         .flat_map(|other| other.schemes)
         .map(|scheme| format!("{scheme}:"))
         .collect();
@@ -23,7 +24,8 @@ pub(crate) fn outside_this_process(url: &str, command: &str) -> Result<Address, 
         others.join(", ")
     );
     Err(Failure::usage(format!(
-        "{command} {address}: a memory: address exists only within one process, and would be gone with this command"
+        "{command} {address}: a {}: address exists only within one process, and would be gone with this command",
+        address.scheme()
     ))
     .hint(hint))
 }

@@ -59,6 +59,17 @@ pub enum Lease {
     None,
 }
 
+/// Who can reach what a transport holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Only this process; it dies with it.
+    Process,
+    /// Every process of this machine.
+    Machine,
+    /// Whoever reaches the broker.
+    Network,
+}
+
 /// Whether several unresolved messages of one ordering key can be in flight without losing their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyPipeline {
@@ -96,6 +107,8 @@ pub struct Capabilities {
     pub transport: &'static str,
     /// The `messaging.system` attribute.
     pub system: &'static str,
+    /// Who can reach what it holds.
+    pub reach: Reach,
     /// Order within an ordering key, at the consumer.
     pub order: Level,
     /// A delay before the first delivery.
@@ -175,6 +188,7 @@ impl Capabilities {
             KeyPipeline::Unsafe => "may overtake a failed one",
         };
         vec![
+            ("reach", format!("{:?}", self.reach).to_lowercase()),
             ("order per key", self.order.to_string()),
             ("fan-out", self.fan_out.to_string()),
             ("delay", self.delay.to_string()),
@@ -220,6 +234,7 @@ impl fmt::Display for Level {
 pub const MEMORY: Capabilities = Capabilities {
     transport: "memory",
     system: "memory",
+    reach: Reach::Process,
     order: Level::Native,
     delay: Level::Native,
     deduplication: Level::Native,
@@ -241,6 +256,7 @@ pub const MEMORY: Capabilities = Capabilities {
 pub const RABBITMQ: Capabilities = Capabilities {
     transport: "rabbitmq",
     system: "rabbitmq",
+    reach: Reach::Network,
     // Queue order, per consumer; one active consumer a queue keeps it among several.
     order: Level::Emulated,
     // Time-to-live queues that dead-letter back.

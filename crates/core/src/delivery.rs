@@ -216,7 +216,7 @@ impl Delivery {
         let span = trace::start(&parent, SpanKind::Consumer, None, || {
             let mut attributes = self.message_attributes("process", "process");
             if let Some(last) = self.history().and_then(History::last) {
-                attributes.push(KeyValue::new(attribute::RETRY_REASON, last.error.clone()));
+                attributes.extend(retry_reason(last));
             }
             Description {
                 name: name.unwrap_or_else(|| self.span_name("process")),
@@ -242,7 +242,9 @@ impl Delivery {
         if self.processed.get().is_some() {
             return;
         }
-        let start = self.received.checked_sub(delay).unwrap_or(self.received);
+        // Stamps are whole milliseconds, cut off: the message came in up to one later, after its publish span began.
+        let waited = delay.saturating_sub(Duration::from_millis(1));
+        let start = self.received.checked_sub(waited).unwrap_or(self.received);
         let span = trace::start(parent, SpanKind::Internal, Some(start), || {
             let mut attributes = self.shared.span_attributes.clone();
             trace::add_envelope_attributes(&mut attributes, self.envelope());
@@ -431,8 +433,7 @@ impl Delivery {
             match settlement {
                 Settlement::Retry { after, history } => {
                     attributes.push(KeyValue::new(attribute::RETRY_DELAY, after.as_secs_f64()));
-                    let reason = history.last().map(|last| last.error.clone()).unwrap_or_default();
-                    attributes.push(KeyValue::new(attribute::RETRY_REASON, reason));
+                    attributes.extend(history.last().into_iter().flat_map(retry_reason));
                 }
                 Settlement::Reject { history } => {
                     attributes
@@ -454,6 +455,13 @@ impl Delivery {
             }
         })
     }
+}
+
+/// Why a message is tried again.
+fn retry_reason(last: &Failure) -> impl Iterator<Item = KeyValue> {
+    let dependency = last.dependency.clone();
+    let dependency = dependency.map(|dependency| KeyValue::new(attribute::RETRY_DEPENDENCY, dependency));
+    std::iter::once(KeyValue::new(attribute::RETRY_REASON, last.error.clone())).chain(dependency)
 }
 
 fn stale() -> Error {

@@ -72,6 +72,7 @@ pub(crate) mod attribute {
     pub(crate) const MESSAGE_TYPE: &str = "throughline.message.type";
     pub(crate) const RETRY_DELAY: &str = "throughline.retry.delay";
     pub(crate) const RETRY_REASON: &str = "throughline.retry.reason";
+    pub(crate) const RETRY_DEPENDENCY: &str = "throughline.retry.dependency";
     pub(crate) const DEAD_LETTER_DEPENDENCY: &str = "throughline.dead_letter.dependency";
     pub(crate) const DEAD_LETTER_ATTEMPTS: &str = "throughline.dead_letter.attempts";
     pub(crate) const DEAD_LETTER_REASON: &str = "throughline.dead_letter.reason";

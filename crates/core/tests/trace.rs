@@ -179,6 +179,7 @@ async fn work_runs_below_the_creation_context_after_a_queue_delay_span() {
     assert!((0.7..5.0).contains(seconds), "{seconds}");
     let lasted = queued.end_time.duration_since(queued.start_time).unwrap().as_secs_f64();
     assert!((lasted - seconds).abs() < 0.01);
+    assert!(queued.start_time >= SystemTime::from(enqueued.to_system_time().unwrap()));
     assert!(queued.end_time <= process.start_time);
 
     let ack = named(&spans, "ack campaign.sync_report");
@@ -208,11 +209,12 @@ async fn a_failure_a_retry_and_a_rejection_show_why() {
 
     let (context, trace) = request();
     let (_, _consumer, delivery) = delivered(&context, ConsumeOptions::default(), "job", |_| {}).await;
-    delivery.retry(Duration::from_secs(2), "busy").await.unwrap();
+    delivery.retry(Duration::from_secs(2), Failure::new("busy").dependency("db")).await.unwrap();
     let spans = Recorder::install().trace(trace);
     let retry = named(&spans, "retry job");
     assert_eq!(attribute(retry, "throughline.retry.delay"), Some(&Value::F64(2.0)));
     assert_eq!(attribute(retry, "throughline.retry.reason").cloned(), text("busy"));
+    assert_eq!(attribute(retry, "throughline.retry.dependency").cloned(), text("db"));
     // Settled without being processed, it still belongs to the trace.
     assert_eq!(retry.parent_span_id, named(&spans, "publish job").span_context.span_id());
 }

@@ -24,8 +24,8 @@ pub(crate) struct Queue {
 
 #[derive(Default)]
 struct State {
-    /// Goes first: what came back, and the next message of a key that became free. It owns its key's lock.
-    first: VecDeque<Stored>,
+    /// Goes first, in the order of arrival: what came back, and the next message of a key that became free.
+    first: BTreeMap<u64, Stored>,
     /// What is ready, by priority, the highest first.
     lanes: Vec<(u8, VecDeque<Stored>)>,
     delayed: BTreeMap<(Instant, u64), Stored>,
@@ -37,7 +37,7 @@ struct State {
     waiting_for_keys: usize,
     remembered: HashSet<OperationId>,
     remembered_order: VecDeque<OperationId>,
-    /// Makes tags and the order of delayed messages unique.
+    /// Counts arrivals and deliveries.
     count: u64,
     deleted: bool,
 }
@@ -45,6 +45,8 @@ struct State {
 #[derive(Clone)]
 struct Stored {
     envelope: Arc<Envelope>,
+    /// The order of arrival.
+    arrival: u64,
     enqueued: Timestamp,
     failed_attempts: u32,
     history: Option<Arc<History>>,
@@ -89,8 +91,10 @@ impl Queue {
     pub(crate) fn push_dead_letter(&self, envelope: Envelope, failed: u32, history: Arc<History>) {
         let mut state = self.state();
         let priority = envelope.priority.unwrap_or(0);
+        let arrival = state.arrival();
         state.lane(priority).push_back(Stored {
             envelope: Arc::new(envelope),
+            arrival,
             enqueued: Timestamp::now(),
             failed_attempts: failed,
             history: Some(history),
@@ -145,7 +149,7 @@ impl Queue {
         let mut state = self.state();
         let mut stored = state.settle(token)?;
         match retry {
-            None => state.first.push_front(stored),
+            None => state.go_first(stored),
             Some((after, history)) => {
                 stored.failed_attempts = stored.failed_attempts.saturating_add(1);
                 stored.history = Some(history.clone());
@@ -153,7 +157,7 @@ impl Queue {
                 if !after.is_zero() {
                     state.delay(stored, after);
                 } else if stored.owns_key {
-                    state.first.push_back(stored);
+                    state.go_first(stored);
                 } else {
                     state.lane(stored.envelope.priority.unwrap_or(0)).push_back(stored);
                 }
@@ -190,7 +194,7 @@ impl Queue {
     pub(crate) fn purge(&self) -> u64 {
         let mut state = self.state();
         state.wake_up(Instant::now());
-        let first: Vec<_> = state.first.drain(..).collect();
+        let first = std::mem::take(&mut state.first);
         let mut purged = first.len() + state.waiting_for_keys;
         for (_, lane) in &mut state.lanes {
             purged += lane.len();
@@ -200,8 +204,8 @@ impl Queue {
         for waiting in state.busy.values_mut() {
             waiting.clear();
         }
-        for stored in first {
-            state.unlock(&stored);
+        for stored in first.values() {
+            state.unlock(stored);
         }
         purged as u64
     }
@@ -212,7 +216,7 @@ impl Queue {
         state.wake_up(Instant::now());
         let lanes = state.lanes.iter().flat_map(|(_, lane)| lane);
         let waiting = state.busy.values().flatten();
-        let all = state.first.iter().chain(lanes).chain(waiting);
+        let all = state.first.values().chain(lanes).chain(waiting);
         all.take(max).map(|stored| stored.delivery(Token { epoch: 0, tag: u64::MAX })).collect()
     }
 
@@ -246,6 +250,7 @@ impl State {
         }
         let stored = Stored {
             envelope: message.envelope.clone(),
+            arrival: self.arrival(),
             enqueued: if message.delay.is_zero() { now } else { now.after(message.delay) },
             failed_attempts: message.failed_attempts,
             history: message.history.clone(),
@@ -298,12 +303,20 @@ impl State {
         &mut self.lanes[index].1
     }
 
+    fn arrival(&mut self) -> u64 {
+        self.count += 1;
+        self.count
+    }
+
+    fn go_first(&mut self, stored: Stored) {
+        self.first.insert(stored.arrival, stored);
+    }
+
     fn delay(&mut self, stored: Stored, by: Duration) {
         let now = Instant::now();
         // A delay beyond what the clock can count is as good as for ever: about 30 years, as tokio has it.
         let due = now.checked_add(by).unwrap_or_else(|| now + Duration::from_secs(86_400 * 365 * 30));
-        self.count += 1;
-        self.delayed.insert((due, self.count), stored);
+        self.delayed.insert((due, stored.arrival), stored);
     }
 
     /// Makes ready what is due, and takes back what was not settled in time.
@@ -313,7 +326,7 @@ impl State {
         {
             let stored = entry.remove();
             if stored.owns_key {
-                self.first.push_back(stored);
+                self.go_first(stored);
             } else {
                 self.lane(stored.envelope.priority.unwrap_or(0)).push_back(stored);
             }
@@ -321,18 +334,12 @@ impl State {
         if self.next_expiry.is_none_or(|at| at > now) {
             return;
         }
-        let mut expired: Vec<_> = self
-            .unsettled
-            .iter()
-            .filter(|(_, entry)| entry.expires <= now)
-            .map(|(index, entry)| (entry.generation, index))
-            .collect();
-        // In the order in which they were delivered.
-        expired.sort_unstable();
-        for (_, index) in expired.into_iter().rev() {
+        let expired: Vec<_> =
+            self.unsettled.iter().filter(|(_, entry)| entry.expires <= now).map(|(index, _)| index).collect();
+        for index in expired {
             let mut stored = self.unsettled.remove(index).stored;
             stored.failed_attempts = stored.failed_attempts.saturating_add(1);
-            self.first.push_front(stored);
+            self.go_first(stored);
         }
         self.next_expiry = self.unsettled.iter().map(|(_, entry)| entry.expires).min();
     }
@@ -347,7 +354,10 @@ impl State {
     }
 
     fn next_ready(&mut self) -> Option<Stored> {
-        self.first.pop_front().or_else(|| self.lanes.iter_mut().find_map(|(_, lane)| lane.pop_front()))
+        self.first
+            .pop_first()
+            .map(|(_, stored)| stored)
+            .or_else(|| self.lanes.iter_mut().find_map(|(_, lane)| lane.pop_front()))
     }
 
     fn take(&mut self, max: usize, expires: Instant, order: Order) -> Vec<Delivery> {
@@ -372,9 +382,8 @@ impl State {
                 stored.owns_key = true;
             }
             stored.receive_count = stored.receive_count.saturating_add(1);
-            self.count += 1;
             #[expect(clippy::cast_possible_truncation, reason = "wraps after four billion deliveries")]
-            let generation = self.count as u32;
+            let generation = self.arrival() as u32;
             let entry = self.unsettled.vacant_entry();
             let token = Token { epoch: 0, tag: u64::from(generation) << 32 | entry.key() as u64 };
             let mut delivery = stored.delivery(token);
@@ -416,7 +425,7 @@ impl State {
             Some(mut next) => {
                 self.waiting_for_keys -= 1;
                 next.owns_key = true;
-                self.first.push_back(next);
+                self.go_first(next);
                 true
             }
             None => {

@@ -126,6 +126,25 @@ async fn a_lease_is_extended_while_it_is_held_and_lost_at_its_maximum() {
 }
 
 #[tokio::test]
+async fn what_is_released_comes_back_in_its_order() {
+    let (bus, publisher) = bus("queue=q").await;
+    publisher.publish_batch((0..20).map(|n| Envelope::new(n.to_string()))).await;
+    for _ in 0..3 {
+        let mut consumer = bus.consumer().await.unwrap();
+        let mut held = Vec::new();
+        for n in 0..10 {
+            let delivery = next(&mut consumer).await;
+            assert_eq!(text(&delivery), n.to_string());
+            held.push(delivery);
+        }
+        // Those held, in any order, and those unread.
+        held.swap(2, 7);
+        drop(held);
+        consumer.close().await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn rejected_messages_keep_everything_and_gain_the_reason() {
     let (bus, publisher) = bus("queue=q&dead_letter=dead").await;
     let envelope = Envelope::builder("t").header("h", "v").payload("x").build();
