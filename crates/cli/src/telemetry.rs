@@ -23,17 +23,18 @@ const SHUTDOWN: Duration = Duration::from_secs(10);
 /// Where the endpoint is named; the first that is set counts.
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
 
-/// Logs to stderr: `RUST_LOG`, else warnings, else what `-v` asks for.
+/// Logs to stderr: `RUST_LOG`, else what `-v` asks for, else our own warnings. What a client library has to say reaches the
+/// user in our errors.
 pub(crate) fn log_to_stderr(verbose: u8) {
-    let level = match verbose {
-        0 => LevelFilter::WARN,
-        1 => LevelFilter::INFO,
-        2 => LevelFilter::DEBUG,
-        _ => LevelFilter::TRACE,
+    let own = Targets::new().with_target("throughline", LevelFilter::WARN);
+    let by_verbosity = match verbose {
+        0 => own,
+        1 => own.with_default(LevelFilter::WARN).with_target("throughline", LevelFilter::INFO),
+        2 => Targets::new().with_default(LevelFilter::DEBUG),
+        _ => Targets::new().with_default(LevelFilter::TRACE),
     };
     let asked = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty());
-    let targets: Targets =
-        asked.and_then(|text| text.parse().ok()).unwrap_or_else(|| Targets::new().with_default(level));
+    let targets = asked.and_then(|text| text.parse().ok()).unwrap_or(by_verbosity);
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
     // It fails where there is one already, which nobody installs before.
     let _ = tracing_subscriber::registry().with(layer).with(targets).try_init();
