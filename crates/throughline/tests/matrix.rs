@@ -37,5 +37,9 @@ fn the_readme_shows_the_capability_table() {
         std::fs::write(path, format!("{before}{BEGIN}{}{END}{after}", matrix())).unwrap();
         return;
     }
-    assert_eq!(shown, matrix(), "README.md is not up to date: UPDATE_README=1 cargo test -p throughline --test matrix");
+    assert_eq!(
+        shown,
+        matrix(),
+        "README.md is not up to date: UPDATE_README=1 cargo test -p throughline --test matrix"
+    );
 }
