@@ -9,6 +9,7 @@
 //! (AMQP binding keys use it). Percent-encoding works everywhere; what must be encoded is what has a meaning at its
 //! place: `@ : /` in user and password, `/ ?` in a path segment, `& =` in an option.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -21,7 +22,8 @@ use crate::error::{Error, ErrorKind, Result};
 const REDACTED: &str = "***";
 
 /// A parsed address. [`Display`](fmt::Display) and [`Debug`](fmt::Debug) show it with user info and secret options
-/// (those whose names contain `password`, `secret`, `token`, `passphrase` or `credential`) as `***`.
+/// (those whose names contain `pass`, `pwd`, `secret`, `token`, `credential`, `api_key`, `access_key` or `private_key`) as
+/// `***`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Address {
     scheme: String,
@@ -145,8 +147,11 @@ impl Address {
                     format!("there are {}", names.join(", "))
                 }
             };
+            // Without the values: a misspelt name may be that of a secret.
+            let mut shown = self.clone();
+            shown.options.clear();
             return Err(Error::new(ErrorKind::InvalidAddress, format!("unknown option '{name}'; {hint}"))
-                .at("read address", self));
+                .at("read address", &shown));
         }
         Ok(())
     }
@@ -219,11 +224,25 @@ impl FromStr for Address {
                 }
                 None => authority,
             };
+            // A password with a raw / or ? would end the authority, and be shown as a path or an option.
+            if path.contains('@') {
+                return Err(unencoded(&bad));
+            }
             address.authority = Some(host.to_owned());
             address.path = path.to_owned();
         }
+        // The same in an opaque path that is a URL of its own.
+        if address.authority.is_none()
+            && let Some((_, inner)) = body.split_once("//")
+            && inner.split_once('/').is_some_and(|(_, path)| path.contains('@'))
+        {
+            return Err(unencoded(&bad));
+        }
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            if name.contains('@') {
+                return Err(unencoded(&bad));
+            }
             let name = decode(name, "an option's name")?;
             if name.is_empty() {
                 return Err(bad("an option without a name; options look like ?queue=jobs&prefetch=100"));
@@ -238,6 +257,10 @@ impl FromStr for Address {
     }
 }
 
+fn unencoded(bad: &impl Fn(&str) -> Error) -> Error {
+    bad("an '@' where none can be; in a user name or password, write / as %2f, ? as %3f and @ as %40")
+}
+
 /// The form that parses back, but for what is redacted.
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -250,16 +273,9 @@ impl fmt::Display for Address {
             f.write_str(authority)?;
         }
         // An opaque path can be a URL of its own (`sqs:https://user:secret@host/queue`).
-        match self.path.split_once("//") {
-            Some((before, after)) if self.authority.is_none() => {
-                let end = after.find('/').unwrap_or(after.len());
-                let (authority, path) = after.split_at(end);
-                match authority.rsplit_once('@') {
-                    Some((_, host)) => write!(f, "{before}//{REDACTED}@{host}{path}")?,
-                    None => f.write_str(&self.path)?,
-                }
-            }
-            _ => f.write_str(&self.path)?,
+        match &self.authority {
+            Some(_) => f.write_str(&self.path)?,
+            None => f.write_str(&without_user_info(&self.path))?,
         }
         for (index, (name, value)) in self.options().enumerate() {
             f.write_str(if index == 0 { "?" } else { "&" })?;
@@ -267,7 +283,7 @@ impl fmt::Display for Address {
             if is_secret(name) {
                 f.write_str(REDACTED)?;
             } else {
-                write!(f, "{}", encode(value))?;
+                write!(f, "{}", encode(&without_user_info(value)))?;
             }
         }
         Ok(())
@@ -280,9 +296,22 @@ impl fmt::Debug for Address {
     }
 }
 
+/// A URL within a text, with its user info redacted; any other text as it is.
+fn without_user_info(text: &str) -> Cow<'_, str> {
+    if let Some((before, after)) = text.split_once("//") {
+        // Up to the last '@', wherever it stands: rather too much than a part of a password.
+        if let Some((_, rest)) = after.rsplit_once('@') {
+            return format!("{before}//{REDACTED}@{rest}").into();
+        }
+    }
+    text.into()
+}
+
 fn is_secret(option: &str) -> bool {
     let name = option.to_ascii_lowercase();
-    ["password", "secret", "token", "passphrase", "credential"].iter().any(|word| name.contains(word))
+    ["pass", "pwd", "secret", "token", "credential", "api_key", "access_key", "private_key"]
+        .iter()
+        .any(|word| name.contains(word))
 }
 
 fn decode(text: &str, what: &str) -> Result<String> {
@@ -331,13 +360,26 @@ mod tests {
             "amqp://host/?tls_password=hunter2",
             "sqs:https://user:hunter2@host/q",
             "sqs://q?session_token=hunter2",
+            "sqs://q?endpoint=http://user:hunter2@host/x",
         ] {
             let address = parse(text);
             let shown = format!("{address} {address:?}");
             assert!(!shown.contains("hunter2") && shown.contains(REDACTED), "{shown}");
         }
-        let error = "amqp://user:hunter2@host with space".parse::<Address>().unwrap_err();
-        assert!(!error.to_string().contains("hunter2"));
+        for text in [
+            "amqp://user:hunter2@host with space",
+            "amqp://user:hun/hunter2@host/v?queue=q",
+            "amqp://user:hun?hunter2@host/v?queue=q",
+            "sqs:https://user:hun/hunter2@host/q",
+        ] {
+            let error = text.parse::<Address>().unwrap_err();
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
+        let error = parse("amqp://host?tls_pasword=hunter2").check_options(&[]).unwrap_err();
+        assert!(
+            error.to_string().contains("tls_pasword") && !error.to_string().contains("hunter2"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -376,7 +418,7 @@ mod tests {
         #[test]
         fn what_is_shown_parses_back(name in "[a-z]{1,8}", value in "\\PC*", path in "[a-z/.]{0,9}") {
             let address = parse(&format!("memory:p{path}")).with_option(&format!("o{name}"), &value);
-            prop_assume!(!is_secret(&name) && !value.chars().any(char::is_whitespace) && !path.contains("//"));
+            prop_assume!(!is_secret(&name) && !value.contains('@') && !value.chars().any(char::is_whitespace) && !path.contains("//"));
             prop_assert_eq!(parse(&address.to_string()), address);
         }
     }

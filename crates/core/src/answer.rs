@@ -94,6 +94,16 @@ impl<R> Future for All<R> {
     }
 }
 
+impl<R> All<R> {
+    /// The answers that there are; `missing` makes the others, by index.
+    pub(crate) fn take_now(&self, mut missing: impl FnMut(usize) -> Error) -> Vec<Result<R>> {
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let results = std::mem::take(&mut state.results);
+        let all = results.into_iter().enumerate();
+        all.map(|(index, result)| result.unwrap_or_else(|| Err(missing(index)))).collect()
+    }
+}
+
 /// Places for `len` answers, and the future of all.
 pub(crate) fn answers<R>(len: usize) -> (Answers<R>, All<R>) {
     let results = std::iter::repeat_with(|| None).take(len).collect();

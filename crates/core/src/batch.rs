@@ -33,6 +33,8 @@ pub(crate) struct Item {
     pub(crate) span: Option<Context>,
     pub(crate) started: Instant,
     pub(crate) deadline: Instant,
+    /// The broker may have it from an earlier try.
+    pub(crate) uncertain: bool,
 }
 
 /// What an answer tells the dispatcher.
@@ -41,20 +43,18 @@ pub(crate) enum Event {
     Resend(Item, Error),
     /// A message of a key that is sent one by one is answered.
     Released(Bytes),
-    /// Nothing is unanswered any more; whether the last message was accepted.
-    Idle {
-        /// So the broker is well: the backoff begins anew.
-        accepted: bool,
-    },
+    /// Nothing is unanswered any more.
+    Idle,
 }
 
-type Call = Pin<Box<dyn Future<Output = bool> + Send>>;
+/// A driver call: tells whether its batch was a partial one, and the keys that waited for its end.
+type Call = Pin<Box<dyn Future<Output = (bool, Vec<Bytes>)> + Send>>;
 
 pub(crate) struct Dispatcher {
     shared: Arc<Shared>,
     /// To be sent, in order.
     ready: VecDeque<Item>,
-    /// Driver calls under way; each tells whether its batch was a partial one.
+    /// Driver calls under way.
     calls: FuturesUnordered<Call>,
     partial_under_way: bool,
     /// Messages given to the driver and not answered.
@@ -97,23 +97,24 @@ impl Dispatcher {
     ) -> Result<()> {
         let mut open = true;
         loop {
-            self.start_calls();
-            // The count is read before the events: an answer sends its event first, and lowers the count then.
+            // The count is read before the events: an answer sends its event first, and lowers the count then. And the
+            // events before the calls: what failed is sent again before what comes after it.
             let unanswered = self.unanswered.load(Ordering::Acquire);
             while let Ok(event) = events.try_recv() {
                 self.on_event(event);
             }
-            if !self.ready.is_empty() && self.can_start() {
-                continue;
-            }
+            self.start_calls();
             if !open && unanswered == 0 && self.calls.is_empty() && self.is_idle() {
                 return self.shared.driver.close().await;
             }
             let resend_at = self.resend_at;
             tokio::select! {
                 biased;
-                Some(partial) = self.calls.next(), if !self.calls.is_empty() => {
+                Some((partial, keys)) = self.calls.next(), if !self.calls.is_empty() => {
                     self.partial_under_way &= !partial;
+                    for key in &keys {
+                        self.release(key);
+                    }
                 }
                 Some(event) = events.recv() => self.on_event(event),
                 () = sleep_until(resend_at), if resend_at.is_some() => self.resend(),
@@ -135,14 +136,17 @@ impl Dispatcher {
         self.ready.is_empty() && self.resends.is_empty() && self.parked.is_empty()
     }
 
+    fn call_limit(&self) -> usize {
+        self.shared.driver.capabilities().publish_calls.max(1)
+    }
+
     fn can_start(&self) -> bool {
-        self.calls.len() < self.shared.driver.capabilities().publish_calls.max(1)
-            && (!self.partial_under_way || self.has_full_batch())
+        self.calls.len() < self.call_limit() && (!self.partial_under_way || self.has_full_batch())
     }
 
     fn has_full_batch(&self) -> bool {
         let limits = &self.shared.driver.capabilities().limits;
-        self.ready.len() >= limits.batch_entries
+        self.ready.len() >= limits.batch_entries.max(1)
             || limits.batch_bytes.is_some_and(|max| {
                 let mut bytes = 0;
                 self.ready.iter().any(|item| {
@@ -160,6 +164,7 @@ impl Dispatcher {
                 continue;
             }
             let batch: Vec<_> = items.iter().map(|item| item.message.clone()).collect();
+            let keys = self.keys_to_hold(&batch);
             self.unanswered.fetch_add(items.len(), Ordering::AcqRel);
             self.partial_under_way |= partial;
             let len = items.len();
@@ -173,17 +178,33 @@ impl Dispatcher {
             let driver = self.shared.driver.clone();
             self.calls.push(Box::pin(async move {
                 driver.publish(batch, done).await;
-                partial
+                (partial, keys)
             }));
         }
+    }
+
+    /// Where calls run side by side, a key's later messages wait until the call with its earlier ones is over.
+    fn keys_to_hold(&mut self, batch: &[Outgoing]) -> Vec<Bytes> {
+        if self.call_limit() == 1 {
+            return Vec::new();
+        }
+        let mut keys: Vec<_> =
+            batch.iter().filter_map(|message| message.envelope.ordering_key.clone()).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        for key in &keys {
+            *self.busy.entry(key.clone()).or_default() += 1;
+        }
+        keys
     }
 
     /// Takes the next batch off the queue; messages of fenced and busy keys are answered or parked on the way.
     fn take_batch(&mut self) -> Vec<Item> {
         let limits = self.shared.driver.capabilities().limits;
-        let mut batch = Vec::with_capacity(self.ready.len().min(limits.batch_entries));
+        let entries = limits.batch_entries.max(1);
+        let mut batch = Vec::with_capacity(self.ready.len().min(entries));
         let mut bytes = 0;
-        while batch.len() < limits.batch_entries {
+        while batch.len() < entries {
             let Some(item) = self.ready.front() else { break };
             bytes += item.size;
             if !batch.is_empty() && limits.batch_bytes.is_some_and(|max| bytes > max) {
@@ -209,18 +230,14 @@ impl Dispatcher {
             return None;
         }
         if self.one_by_one {
-            self.busy.insert(key.clone(), 1);
+            *self.busy.entry(key.clone()).or_default() += 1;
         }
         Some(item)
     }
 
     fn on_event(&mut self, event: Event) {
         match event {
-            Event::Idle { accepted } => {
-                if accepted {
-                    self.backoff = BACKOFF.0;
-                }
-            }
+            Event::Idle => {}
             Event::Released(key) => self.release(&key),
             Event::Resend(item, error) => {
                 let due = Instant::now() + self.backoff;
@@ -247,7 +264,9 @@ impl Dispatcher {
     /// All resends go at once, before what is queued, in their first order.
     fn resend(&mut self) {
         self.resend_at = None;
-        self.backoff = (self.backoff * 2).min(BACKOFF.1);
+        // Something was accepted meanwhile: the broker is well.
+        let well = self.shared.accepted.swap(false, Ordering::Relaxed);
+        self.backoff = if well { BACKOFF.0 } else { (self.backoff * 2).min(BACKOFF.1) };
         let resends = std::mem::take(&mut self.resends);
         for item in resends.values() {
             if let Some(key) = item.message.envelope.ordering_key.clone() {
@@ -282,7 +301,7 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-fn held_back() -> Error {
+pub(crate) fn held_back() -> Error {
     Error::new(
         ErrorKind::HeldBack,
         "not sent: an earlier message of this ordering key failed; call resume(key) to go on",
@@ -304,7 +323,8 @@ impl Answer for InFlight {
             let mut items = self.items.lock().unwrap_or_else(PoisonError::into_inner);
             items.get_mut(index).and_then(Option::take)
         };
-        let Some(item) = item else { return };
+        let Some(mut item) = item else { return };
+        item.uncertain |= result.as_ref().is_err_and(|error| error.retry() == Retry::Uncertain);
         let again = result.as_ref().err().is_some_and(|error| match error.retry() {
             Retry::Never => false,
             Retry::Safe => true,
@@ -317,7 +337,6 @@ impl Answer for InFlight {
                 self.unanswered.fetch_sub(1, Ordering::AcqRel);
             }
             result => {
-                let accepted = result.is_ok();
                 let key = item.message.envelope.ordering_key.clone().filter(|_| self.one_by_one);
                 self.shared.finish(item, result);
                 if let Some(key) = key {
@@ -325,7 +344,7 @@ impl Answer for InFlight {
                 }
                 // The last one wakes a dispatcher that waits to close.
                 if self.unanswered.fetch_sub(1, Ordering::AcqRel) == 1 {
-                    let _ = self.shared.events.send(Event::Idle { accepted });
+                    let _ = self.shared.events.send(Event::Idle);
                 }
             }
         }

@@ -21,6 +21,7 @@ use crate::driver::{self, Settlement};
 use crate::error::{Error, ErrorKind, Result, Retry};
 use crate::lease::Leases;
 use crate::metrics::Instruments;
+use crate::publisher::FAR;
 use crate::settle::{self, Op, SettleQueue, Settled};
 use crate::trace::{self, Description, SpanNames, TracePolicy, attribute};
 
@@ -94,6 +95,8 @@ impl Default for ConsumeOptions {
 /// be settled, as long as the runtime lives.
 pub struct Consumer {
     deliveries: mpsc::Receiver<Result<Delivery>>,
+    /// The error that ended the stream, where deliveries came before it.
+    ended: Option<Error>,
     shared: Arc<Shared>,
     receiver: Option<JoinHandle<()>>,
     settler: Option<JoinHandle<Result<()>>>,
@@ -137,7 +140,17 @@ pub(crate) struct Shared {
 impl Consumer {
     /// Wraps a driver's consumer. Must be called within a tokio runtime; `Bus::consumer` does this for you.
     pub fn new(driver: Arc<dyn driver::Consumer>, address: &Address, options: ConsumeOptions) -> Self {
-        let max_unsettled = options.max_unsettled.clamp(1, Semaphore::MAX_PERMITS);
+        let options = ConsumeOptions {
+            // One place more, for the error that ends the stream.
+            max_unsettled: options.max_unsettled.clamp(1, Semaphore::MAX_PERMITS - 1),
+            max_bytes: options.max_bytes.max(1),
+            lease: options.lease.min(FAR),
+            max_lease: options.max_lease.min(FAR),
+            settle_linger: options.settle_linger.min(FAR),
+            poll: options.poll.min(FAR),
+            ..options
+        };
+        let max_unsettled = options.max_unsettled;
         let capabilities = driver.capabilities();
         let deferred = capabilities.settle == SettleMeaning::Deferred && !options.settle_linger.is_zero();
         // Well below the prefetch, so that the broker always has room to send more meanwhile.
@@ -156,14 +169,13 @@ impl Consumer {
             received_all: AtomicBool::new(false),
             phase: watch::channel(Phase::Running).0,
             address: address.clone(),
-            options: ConsumeOptions { max_unsettled, ..options },
+            options,
             driver,
         });
-        // One place more, for the error that ends the stream.
         let (sender, deliveries) = mpsc::channel(max_unsettled + 1);
         let receiver = tokio::spawn(receive(shared.clone(), sender));
         let settler = tokio::spawn(settle_until_closed(shared.clone()));
-        Self { deliveries, shared, receiver: Some(receiver), settler: Some(settler) }
+        Self { deliveries, ended: None, shared, receiver: Some(receiver), settler: Some(settler) }
     }
 
     /// What this source can do.
@@ -178,11 +190,26 @@ impl Consumer {
 
     /// The next delivery; `None` when the stream has ended. Dropping the future loses nothing.
     pub async fn next(&mut self) -> Option<Result<Delivery>> {
-        if let Ok(delivery) = self.deliveries.try_recv() {
-            return Some(delivery);
+        std::future::poll_fn(|cx| self.poll_delivery(cx)).await
+    }
+
+    /// The next that is still ours: one that was lost while it was buffered comes again, from another connection or to
+    /// another consumer.
+    fn poll_delivery(&mut self, cx: &mut TaskContext<'_>) -> Poll<Option<Result<Delivery>>> {
+        if let Some(error) = self.ended.take() {
+            return Poll::Ready(Some(Err(error)));
         }
-        self.shared.queue.nudge();
-        self.deliveries.recv().await
+        loop {
+            match self.deliveries.poll_recv(cx) {
+                Poll::Ready(Some(Ok(delivery))) if delivery.is_lease_lost() => drop(delivery),
+                Poll::Pending => {
+                    // Nothing is gained by waiting for more acks.
+                    self.shared.queue.nudge();
+                    return Poll::Pending;
+                }
+                ready => return ready,
+            }
+        }
     }
 
     /// At least one delivery, and at most `max`; none when the stream has ended. Dropping the future loses nothing.
@@ -194,10 +221,11 @@ impl Consumer {
         }
         while batch.len() < max.get() {
             match self.deliveries.try_recv() {
+                Ok(Ok(delivery)) if delivery.is_lease_lost() => drop(delivery),
                 Ok(Ok(delivery)) => batch.push(delivery),
-                // It ended the stream: told by the next call, with what is here delivered first.
+                // It ends the stream: told by the next call, after what is here.
                 Ok(Err(error)) => {
-                    tracing::warn!(error = %error, "the consumer ends");
+                    self.ended = Some(error);
                     break;
                 }
                 Err(_) => break,
@@ -247,11 +275,7 @@ impl Stream for Consumer {
     type Item = Result<Delivery>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
-        let polled = self.deliveries.poll_recv(cx);
-        if polled.is_pending() {
-            self.shared.queue.nudge();
-        }
-        polled
+        self.poll_delivery(cx)
     }
 }
 
@@ -290,9 +314,6 @@ impl Shared {
 
     /// A delivery has left the consumer, settled or not.
     fn off(&self, op: &Op) {
-        if let (Some(leases), Some(key)) = (&self.leases, op.lease) {
-            leases.remove(key);
-        }
         self.unsettled_bytes.fetch_sub(op.bytes, Ordering::AcqRel);
         self.unsettled.fetch_sub(1, Ordering::AcqRel);
         self.room.add_permits(1);
@@ -327,6 +348,7 @@ impl Shared {
 
 /// Asks the driver for messages while there is room, until the consumer stops.
 async fn receive(shared: Arc<Shared>, sender: mpsc::Sender<Result<Delivery>>) {
+    let _end = ReceiverEnd { shared: shared.clone(), sender: sender.clone() };
     let mut phase = shared.phase.subscribe();
     let driver = shared.driver.clone();
     // The driver's calls are never dropped: `stop` makes a waiting one return.
@@ -371,8 +393,33 @@ async fn receive(shared: Arc<Shared>, sender: mpsc::Sender<Result<Delivery>>) {
         }
     };
     futures_util::future::join(receiver, stopper).await;
-    shared.received_all.store(true, Ordering::Release);
-    shared.queue.wake();
+}
+
+/// The end of the receiving task, however it comes.
+struct ReceiverEnd {
+    shared: Arc<Shared>,
+    sender: mpsc::Sender<Result<Delivery>>,
+}
+
+impl Drop for ReceiverEnd {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let error = Error::new(ErrorKind::Internal, "the driver panicked while receiving");
+            let _ = self.sender.try_send(Err(error.at("consume", &self.shared.address)));
+        }
+        self.shared.received_all.store(true, Ordering::Release);
+        self.shared.advance(Phase::Stopped);
+    }
+}
+
+/// The end of the settling task, however it comes: who asks for a settlement from then on is told.
+struct SettlerEnd(Arc<Shared>);
+
+impl Drop for SettlerEnd {
+    fn drop(&mut self) {
+        drop(self.0.queue.close());
+        self.0.advance(Phase::Closed);
+    }
 }
 
 fn receive_span(shared: &Shared, deliveries: &[driver::Delivery], started: SystemTime) {
@@ -386,7 +433,9 @@ fn receive_span(shared: &Shared, deliveries: &[driver::Delivery], started: Syste
         attributes.push(KeyValue::new(attribute::OPERATION_NAME, "receive"));
         let count = i64::try_from(deliveries.len()).unwrap_or(i64::MAX);
         attributes.push(KeyValue::new(attribute::BATCH_COUNT, count));
-        let contexts = deliveries.iter().filter_map(|d| trace::creation_context(&d.envelope.headers));
+        // The contexts of an untrusted producer are not even linked.
+        let trusted = deliveries.iter().filter(|_| shared.options.trace != TracePolicy::Ignore);
+        let contexts = trusted.filter_map(|d| trace::creation_context(&d.envelope.headers));
         Description {
             name: format!("receive {}", shared.driver.endpoint().destination).into(),
             attributes,
@@ -400,6 +449,7 @@ fn receive_span(shared: &Shared, deliveries: &[driver::Delivery], started: Syste
 
 /// Settles what is asked for, and keeps the leases, until the consumer is closed and nothing is left to settle.
 async fn settle_until_closed(shared: Arc<Shared>) -> Result<()> {
+    let _end = SettlerEnd(shared.clone());
     let driver = shared.driver.clone();
     let phase = &shared.phase;
     let keeper = shared.leases.clone().map(|leases| leases.keep(driver.clone(), phase.subscribe()));

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use opentelemetry::context::FutureExt;
-use opentelemetry::trace::{SpanKind, Status, TraceContextExt};
+use opentelemetry::trace::{Link, SpanContext, SpanKind, Status, TraceContextExt};
 use opentelemetry::{Context, KeyValue};
 use serde::de::DeserializeOwned;
 
@@ -181,38 +181,34 @@ impl Delivery {
         work: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
         let (span, context) = self.start_process(name);
-        let started = Instant::now();
+        let processing = Processing { delivery: self, span, started: Instant::now(), ended: false };
         let result = work.with_context(context).await;
-        let error = result.is_err().then(std::any::type_name::<E>);
-        self.shared.instruments.processed(started.elapsed(), error);
-        if let Some(span) = span {
-            let span = span.span();
-            if let (Err(failed), Some(error)) = (&result, error) {
-                span.set_attribute(KeyValue::new(attribute::ERROR_TYPE, error));
-                span.set_status(Status::error(failed.to_string()));
-            }
-            span.end();
-        }
+        processing.end(result.as_ref().err());
         result
     }
 
-    /// Starts the process span below what the policy says, after the queue-delay span; gives the span, and the context to
-    /// work in.
+    /// The creation context, as far as the policy lets it count.
+    fn creation(&self) -> Option<SpanContext> {
+        match self.shared.options.trace {
+            TracePolicy::Ignore => None,
+            TracePolicy::Parent | TracePolicy::Link => trace::creation_context(self.headers()),
+        }
+    }
+
+    /// Starts the process span below what the policy says, and records the wait in the queue; gives the span, and the
+    /// context to work in.
     fn start_process(&self, name: Option<Cow<'static, str>>) -> (Option<Context>, Context) {
         let current = Context::current();
         let policy = self.shared.options.trace;
-        let creation = match policy {
-            TracePolicy::Ignore => None,
-            TracePolicy::Parent | TracePolicy::Link => trace::creation_context(self.headers()),
-        };
         let parent = match policy {
             TracePolicy::Parent => trace::extract_onto(&current, self.headers()),
-            // A root: an active span, even an invalid one, would decide its sampling.
-            TracePolicy::Link | TracePolicy::Ignore if current.has_active_span() => Context::new(),
-            TracePolicy::Link | TracePolicy::Ignore => current.clone(),
+            TracePolicy::Link => trace::rootless(&trace::extract_onto(&current, self.headers())),
+            TracePolicy::Ignore => trace::rootless(&current),
         };
-        let link = creation.as_ref().and_then(trace::link);
-        self.queue_delay_span(&parent, link.clone());
+        let link = self.creation().as_ref().and_then(trace::link);
+        if policy == TracePolicy::Parent {
+            self.queue_delay_span(&parent, link.clone());
+        }
         let span = trace::start(&parent, SpanKind::Consumer, None, || {
             let mut attributes = self.message_attributes("process", "process");
             if let Some(last) = self.history().and_then(History::last) {
@@ -221,7 +217,7 @@ impl Delivery {
             Description {
                 name: name.unwrap_or_else(|| self.span_name("process")),
                 attributes,
-                links: link.into_iter().collect(),
+                links: link.clone().into_iter().collect(),
             }
         });
         let context = match &span {
@@ -231,12 +227,16 @@ impl Delivery {
             None => trace::forwarding(self.headers(), &parent),
         };
         if let Some(span) = &span {
+            if policy != TracePolicy::Parent {
+                // In a trace of its own, the wait belongs to the work.
+                self.queue_delay_span(span, link);
+            }
             let _ = self.processed.set(span.clone());
         }
         (span, context)
     }
 
-    fn queue_delay_span(&self, parent: &Context, link: Option<opentelemetry::trace::Link>) {
+    fn queue_delay_span(&self, parent: &Context, link: Option<Link>) {
         let Some(QueueDelay { delay, clock, clamped }) = self.queue_delay() else { return };
         // Once a delivery, however often it is processed.
         if self.processed.get().is_some() {
@@ -347,6 +347,7 @@ impl Delivery {
     /// Acks many deliveries at once, with an answer for each, in order. They may be of different consumers.
     pub async fn ack_all(deliveries: impl IntoIterator<Item = Self>) -> Vec<Result<()>> {
         let deliveries: Vec<_> = deliveries.into_iter().collect();
+        let span = deliveries.first().and_then(|first| first.batch_span(&deliveries));
         let (answers, all) = answers(deliveries.len());
         let mut run: Vec<Op> = Vec::with_capacity(deliveries.len());
         let mut owner: Option<Arc<Shared>> = None;
@@ -363,10 +364,35 @@ impl Delivery {
             }
             owner = Some(delivery.shared.clone());
         }
-        if let Some(owner) = owner {
+        if let Some(owner) = &owner {
             owner.queue.push(run, true);
         }
-        all.await
+        let results = all.await;
+        if let Some(span) = span {
+            trace::end(&span, results.iter().find_map(|result| result.as_ref().err()));
+        }
+        results
+    }
+
+    /// The span of one ack for many deliveries, of which this is the first.
+    fn batch_span(&self, deliveries: &[Self]) -> Option<Context> {
+        if self.shared.options.receive_spans && !trace::provider_seen() {
+            return None;
+        }
+        trace::start(&Context::current(), SpanKind::Client, None, || {
+            let mut attributes = self.shared.span_attributes.clone();
+            attributes.extend_from_slice(&self.shared.driver.endpoint().attributes);
+            attributes.push(KeyValue::new(attribute::OPERATION_TYPE, "settle"));
+            attributes.push(KeyValue::new(attribute::OPERATION_NAME, "ack"));
+            let count = i64::try_from(deliveries.len()).unwrap_or(i64::MAX);
+            attributes.push(KeyValue::new(attribute::BATCH_COUNT, count));
+            let contexts = deliveries.iter().filter_map(Self::creation);
+            Description {
+                name: format!("ack {}", self.shared.driver.endpoint().destination).into(),
+                attributes,
+                links: contexts.filter_map(|context| trace::link(&context)).collect(),
+            }
+        })
     }
 
     fn failed(&self, mut failure: Failure) -> Arc<History> {
@@ -408,18 +434,17 @@ impl Delivery {
     /// The operation that settles this delivery; from then on dropping it does nothing.
     fn op(&mut self, settlement: Settlement, slot: Option<Slot<()>>) -> Op {
         self.settled = true;
-        Op {
-            token: self.message.token,
-            settlement,
-            slot,
-            bytes: self.message.envelope.payload_len(),
-            lease: self.lease,
+        // From now on nothing extends it: that would put off what the settlement asks for.
+        if let (Some(leases), Some(key)) = (&self.shared.leases, self.lease.take()) {
+            leases.remove(key);
         }
+        Op { token: self.message.token, settlement, slot, bytes: self.message.envelope.payload_len() }
     }
 
     /// Below the process span, or without one where that would have been.
     fn settle_span(&self, settlement: &Settlement) -> Option<Context> {
-        if !trace::provider_seen() {
+        // Where receiving makes spans, it would have told.
+        if self.shared.options.receive_spans && !trace::provider_seen() {
             return None;
         }
         let parent = match (self.processed.get(), self.shared.options.trace) {
@@ -447,13 +472,51 @@ impl Delivery {
                 }
                 Settlement::Ack | Settlement::Release => {}
             }
-            let creation = trace::creation_context(self.headers());
+            let creation = self.creation();
             Description {
                 name: self.span_name(name),
                 attributes,
                 links: creation.as_ref().and_then(trace::link).into_iter().collect(),
             }
         })
+    }
+}
+
+/// Work under way: its span and its measurement end with it, also when it is dropped or panics.
+struct Processing<'a> {
+    delivery: &'a Delivery,
+    span: Option<Context>,
+    started: Instant,
+    ended: bool,
+}
+
+impl Processing<'_> {
+    fn end<E: fmt::Display>(mut self, failed: Option<&E>) {
+        let error = failed.map(|failed| (std::any::type_name::<E>(), failed.to_string()));
+        self.finish(error);
+    }
+
+    fn finish(&mut self, error: Option<(&'static str, String)>) {
+        let kind = error.as_ref().map(|(kind, _)| *kind);
+        self.delivery.shared.instruments.processed(self.started.elapsed(), kind);
+        if let Some(span) = self.span.take() {
+            let span = span.span();
+            if let Some((kind, text)) = error {
+                span.set_attribute(KeyValue::new(attribute::ERROR_TYPE, kind));
+                span.set_status(Status::error(text));
+            }
+            span.end();
+        }
+        self.ended = true;
+    }
+}
+
+impl Drop for Processing<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            let why = if std::thread::panicking() { "panic" } else { "cancelled" };
+            self.finish(Some((why, why.to_owned())));
+        }
     }
 }
 

@@ -168,8 +168,13 @@ impl Headers {
 
     /// Sets a trace header, in place of every spelling of its name.
     pub fn set_trace(&mut self, name: &'static str, value: String) {
-        self.0.retain(|(n, _)| !n.eq_ignore_ascii_case(name));
+        self.remove_trace(name);
         self.append(name, value);
+    }
+
+    /// Removes every spelling of a trace header.
+    pub fn remove_trace(&mut self, name: &str) {
+        self.0.retain(|(n, _)| !n.eq_ignore_ascii_case(name));
     }
 
     /// Whether a name comes more than once.

@@ -68,13 +68,24 @@ impl Leases {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What will have to be extended before the next tick but one.
+    /// What will have to be extended before the next tick but one. What has expired is lost, and stays so.
     fn due(&self) -> Vec<(usize, Token)> {
         let now = Instant::now();
         let soon = now + self.lease.mul_f32(0.625);
-        let entries = self.entries();
-        let due = entries.iter().filter(|(_, e)| !e.lost && e.expires <= soon && e.expires < e.limit);
-        due.map(|(key, entry)| (key, entry.token)).collect()
+        let mut any_lost = false;
+        let mut due = Vec::new();
+        for (key, entry) in self.entries().iter_mut() {
+            if entry.expires <= now {
+                any_lost |= !entry.lost;
+                entry.lost = true;
+            } else if !entry.lost && entry.expires <= soon && entry.expires < entry.limit {
+                due.push((key, entry.token));
+            }
+        }
+        if any_lost {
+            self.lost.notify_waiters();
+        }
+        due
     }
 
     /// Extends what is due, a few times in each lease, until the consumer is closed.

@@ -4,22 +4,21 @@ use std::collections::HashSet;
 use std::fmt;
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Once, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use opentelemetry::trace::{SpanKind, TraceContextExt};
 use opentelemetry::{Context, KeyValue};
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinHandle;
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::address::Address;
 use crate::answer::{All, answers};
-use crate::batch::{Dispatcher, Event, Item};
+use crate::batch::{Dispatcher, Event, Item, held_back};
 use crate::capabilities::{Capabilities, Level};
 use crate::driver::{self, OperationId, Outgoing, Receipt};
 use crate::envelope::Envelope;
@@ -27,6 +26,9 @@ use crate::error::{Error, ErrorKind, Result, Retry};
 use crate::metrics::Instruments;
 use crate::retry::History;
 use crate::trace::{self, Description, SpanNames, attribute};
+
+/// Longer times are as good as for ever, and the clock can count them.
+pub(crate) const FAR: Duration = Duration::from_secs(86_400 * 365 * 30);
 
 /// How messages of one ordering key are sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,7 +48,8 @@ pub struct PublishOptions {
     pub max_in_flight: usize,
     /// How messages of one ordering key are sent.
     pub key_order: KeyOrder,
-    /// How long an answer may take, resends included; 30 s by default. Then the outcome is `Timeout`, and `Uncertain`.
+    /// How long the wait for room may take, and from then on the answer, resends included; 30 s by default. Without room
+    /// the message was not sent (`Timeout`, `Safe`); without an answer nobody knows (`Timeout`, `Uncertain`).
     pub timeout: Duration,
     /// Whether a message whose outcome is uncertain is sent again, which can make duplicates. Off by default.
     pub allow_duplicates: bool,
@@ -98,8 +101,11 @@ struct Handle {
     shared: Arc<Shared>,
     /// Taken when closing: the dispatcher ends when the queue does.
     queue: Mutex<Option<mpsc::Sender<Vec<Item>>>>,
-    dispatcher: Mutex<Option<JoinHandle<Result<()>>>>,
+    outcome: Outcome,
 }
+
+/// How the publisher ended, once it has.
+type Outcome = watch::Receiver<Option<Result<()>>>;
 
 /// What the handle, the dispatcher and the answers in flight share.
 pub(crate) struct Shared {
@@ -112,6 +118,8 @@ pub(crate) struct Shared {
     /// One permit a message that is unanswered: this bounds the queue.
     pub(crate) room: Semaphore,
     pub(crate) events: mpsc::UnboundedSender<Event>,
+    /// Something was accepted since the last resend.
+    pub(crate) accepted: AtomicBool,
     fenced: Mutex<HashSet<Bytes>>,
     fences: AtomicUsize,
     /// Operation ids: a random half, and a count.
@@ -132,23 +140,25 @@ impl Publisher {
         let shared = Arc::new(Shared {
             instruments: Instruments::new(driver.capabilities(), driver.endpoint()),
             driver,
-            options: PublishOptions { max_in_flight: room, ..options },
+            options: PublishOptions { max_in_flight: room, timeout: options.timeout.min(FAR), ..options },
             address: address.clone(),
             span_attributes,
             room: Semaphore::new(room),
             events,
+            accepted: AtomicBool::new(false),
             fenced: Mutex::default(),
             fences: AtomicUsize::new(0),
             operation_base: Uuid::now_v7().as_u64_pair().1,
             sequence: AtomicU64::new(0),
             priority_warning: Once::new(),
         });
-        let dispatcher = tokio::spawn(Dispatcher::new(shared.clone()).run(queued, happened));
-        Self(Arc::new(Handle {
-            shared,
-            queue: Mutex::new(Some(queue)),
-            dispatcher: Mutex::new(Some(dispatcher)),
-        }))
+        let (ended, outcome) = watch::channel(None);
+        let dispatcher = Dispatcher::new(shared.clone());
+        tokio::spawn(async move {
+            let result = dispatcher.run(queued, happened).await;
+            ended.send_replace(Some(result));
+        });
+        Self(Arc::new(Handle { shared, queue: Mutex::new(Some(queue)), outcome }))
     }
 
     /// What this destination can do.
@@ -199,13 +209,19 @@ impl Publisher {
             }
         };
         let (answers, all) = answers(1);
-        let now = Instant::now();
-        let item = shared.item(message, size, answers.slot(0), span, now);
-        self.push(vec![item]).await?;
-        Ok(Pending { all, deadline: now + shared.options.timeout, shared: shared.clone() })
+        let key = message.envelope.ordering_key.clone();
+        let item = shared.item(message, size, answers.slot(0), span);
+        match self.try_push(vec![item]).await {
+            Ok(deadline) => Ok(Pending { all, deadline, key, shared: shared.clone() }),
+            Err((items, error)) => {
+                items.into_iter().for_each(|item| shared.refuse(item, error.clone()));
+                Err(error)
+            }
+        }
     }
 
-    /// Sends messages, in order, and waits for all their answers: one a message, in the same order.
+    /// Sends messages, in order, and waits for all their answers: one a message, in the same order. After one that failed
+    /// its checks, later ones of its key in this call are `HeldBack`.
     pub async fn publish_batch<E: Into<Arc<Envelope>>>(
         &self,
         envelopes: impl IntoIterator<Item = E>,
@@ -219,24 +235,51 @@ impl Publisher {
         let span = shared.batch_span(&context, &mut messages);
         let count = messages.len();
         let (answers, all) = answers(count);
-        let now = Instant::now();
-        let mut chunk = Vec::with_capacity(messages.len().min(shared.options.max_in_flight));
-        for (index, message) in messages.into_iter().enumerate() {
-            match shared.check(&message) {
-                Ok(size) => chunk.push(shared.item(message, size, answers.slot(index), None, now)),
-                Err(error) => answers.slot(index).answer(Err(error)),
+        let keys: Vec<_> = messages.iter().map(|message| message.envelope.ordering_key.clone()).collect();
+        let mut refused = HashSet::new();
+        // Small enough that other publishers get their turn in between.
+        let most = shared.driver.capabilities().limits.batch_entries.clamp(1, shared.options.max_in_flight);
+        let mut chunks = Vec::with_capacity(count / most + 1);
+        let mut chunk = Vec::with_capacity(count.min(most));
+        for ((index, message), key) in messages.into_iter().enumerate().zip(&keys) {
+            let slot = answers.slot(index);
+            let held = key.as_ref().is_some_and(|key| refused.contains(key));
+            match if held { Err(held_back()) } else { shared.check(&message) } {
+                Ok(size) => chunk.push(shared.item(message, size, slot, None)),
+                Err(error) => {
+                    refused.extend(key.clone());
+                    slot.answer(Err(error));
+                }
             }
-            if chunk.len() == shared.options.max_in_flight {
-                self.push_or_answer(std::mem::take(&mut chunk)).await;
+            if chunk.len() == most {
+                chunks.push(std::mem::take(&mut chunk));
             }
         }
-        if !chunk.is_empty() {
-            self.push_or_answer(chunk).await;
+        chunks.push(chunk);
+        let mut deadline = Instant::now() + shared.options.timeout;
+        let mut failed: Option<Error> = None;
+        for chunk in chunks.into_iter().filter(|chunk| !chunk.is_empty()) {
+            let (items, error) = match &failed {
+                // The rest would only wait for the same room.
+                Some(error) => (chunk, error.clone()),
+                None => match self.try_push(chunk).await {
+                    Ok(until) => {
+                        deadline = until;
+                        continue;
+                    }
+                    Err(refused) => refused,
+                },
+            };
+            items.into_iter().for_each(|item| shared.refuse(item, error.clone()));
+            failed = Some(error);
         }
-        let deadline = now + shared.options.timeout;
-        let results = match tokio::time::timeout_at(deadline, all).await {
+        let mut all = all;
+        let results = match tokio::time::timeout_at(deadline, &mut all).await {
             Ok(results) => results,
-            Err(_) => vec![Err(shared.timed_out()); count],
+            Err(_) => all.take_now(|index| {
+                shared.fence_unanswered(keys.get(index).and_then(Option::as_ref));
+                shared.timed_out()
+            }),
         };
         if let Some(span) = span {
             trace::end(&span, results.iter().find_map(|result| result.as_ref().err()));
@@ -250,42 +293,25 @@ impl Publisher {
         self.0.shared.unfence(key)
     }
 
-    /// Sends what is queued, waits for the answers, and closes. Every clone is closed; later calls answer `Closed`.
+    /// Sends what is queued, waits for the answers, and closes. Every clone is closed; later calls, and those that wait
+    /// for room, answer `Closed`. Dropping the future changes nothing; another call waits for the same end.
     pub async fn close(&self) -> Result<()> {
-        drop(self.0.take_queue());
-        let dispatcher = self.0.dispatcher.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match dispatcher {
-            Some(dispatcher) => dispatcher.await.unwrap_or_else(|error| {
-                Err(Error::new(ErrorKind::Internal, "the publisher's task failed").with_source(error))
-            }),
-            None => Ok(()),
-        }
+        drop(self.0.queue().take());
+        self.0.shared.room.close();
+        ended(self.0.outcome.clone()).await
     }
 
     /// A handle that does not keep the publisher open.
     pub fn downgrade(&self) -> WeakPublisher {
-        WeakPublisher(Arc::downgrade(&self.0))
+        WeakPublisher(Arc::downgrade(&self.0), self.0.outcome.clone())
     }
 
-    async fn push_or_answer(&self, chunk: Vec<Item>) {
-        if let Err((chunk, error)) = self.try_push(chunk).await {
-            for item in chunk {
-                item.slot.answer(Err(error.clone()));
-            }
-        }
-    }
-
-    async fn push(&self, chunk: Vec<Item>) -> Result<()> {
-        self.try_push(chunk).await.map_err(|(_, error)| error)
-    }
-
-    /// Queues messages when there is room; gives them back with the error where that is not to be.
-    async fn try_push(&self, chunk: Vec<Item>) -> Result<(), (Vec<Item>, Error)> {
+    /// Queues messages when there is room, and gives the time by which they are to be answered; or gives them back with the
+    /// error where that is not to be.
+    async fn try_push(&self, mut chunk: Vec<Item>) -> Result<Instant, (Vec<Item>, Error)> {
         let shared = &self.0.shared;
         let closed =
             || Error::new(ErrorKind::Closed, "the publisher is closed").at("publish", &shared.address);
-        let queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(queue) = queue else { return Err((chunk, closed())) };
         let permits = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
         // Given back one by one, as the messages are answered.
         let room = shared.room.acquire_many(permits);
@@ -294,10 +320,17 @@ impl Publisher {
             Ok(Err(_)) => return Err((chunk, closed())),
             Err(_) => return Err((chunk, shared.no_room())),
         };
-        match queue.try_send(chunk) {
+        let deadline = Instant::now() + shared.options.timeout;
+        chunk.iter_mut().for_each(|item| item.deadline = deadline);
+        // Looked at only now: the wait for room must not keep a closing publisher open.
+        let sent = match &*self.0.queue() {
+            Some(queue) => queue.try_send(chunk),
+            None => Err(TrySendError::Closed(chunk)),
+        };
+        match sent {
             Ok(()) => {
                 room.forget();
-                Ok(())
+                Ok(deadline)
             }
             Err(TrySendError::Full(chunk) | TrySendError::Closed(chunk)) => Err((chunk, closed())),
         }
@@ -306,12 +339,25 @@ impl Publisher {
 
 /// A publisher that is not kept open by this; see [`Publisher::downgrade`].
 #[derive(Clone)]
-pub struct WeakPublisher(Weak<Handle>);
+pub struct WeakPublisher(Weak<Handle>, Outcome);
 
 impl WeakPublisher {
     /// The publisher, where a clone of it is still held.
     pub fn upgrade(&self) -> Option<Publisher> {
         self.0.upgrade().map(Publisher)
+    }
+
+    /// Whether it has sent everything and ended.
+    pub fn is_closed(&self) -> bool {
+        self.1.borrow().is_some()
+    }
+
+    /// Closes it, as [`Publisher::close`]; of one that was dropped, waits until what it had queued is sent.
+    pub async fn close(&self) -> Result<()> {
+        match self.upgrade() {
+            Some(publisher) => publisher.close().await,
+            None => ended(self.1.clone()).await,
+        }
     }
 }
 
@@ -322,8 +368,15 @@ impl fmt::Debug for WeakPublisher {
 }
 
 impl Handle {
-    fn take_queue(&self) -> Option<mpsc::Sender<Vec<Item>>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).take()
+    fn queue(&self) -> MutexGuard<'_, Option<mpsc::Sender<Vec<Item>>>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn ended(mut outcome: Outcome) -> Result<()> {
+    match outcome.wait_for(Option::is_some).await {
+        Ok(result) => result.clone().unwrap_or(Ok(())),
+        Err(_) => Err(Error::new(ErrorKind::Internal, "the publisher's task failed")),
     }
 }
 
@@ -338,6 +391,7 @@ impl fmt::Debug for Publisher {
 pub struct Pending {
     all: All<Receipt>,
     deadline: Instant,
+    key: Option<Bytes>,
     shared: Arc<Shared>,
 }
 
@@ -352,11 +406,15 @@ impl IntoFuture for Pending {
 
 impl Pending {
     /// Waits for the receipt; what `.await` on this does too, at the price of a box.
-    pub async fn receipt(self) -> Result<Receipt> {
-        match tokio::time::timeout_at(self.deadline, self.all).await {
-            Ok(mut results) => results.pop().unwrap_or_else(|| Err(self.shared.timed_out())),
-            Err(_) => Err(self.shared.timed_out()),
-        }
+    pub async fn receipt(mut self) -> Result<Receipt> {
+        let mut results = match tokio::time::timeout_at(self.deadline, &mut self.all).await {
+            Ok(results) => results,
+            Err(_) => self.all.take_now(|_| {
+                self.shared.fence_unanswered(self.key.as_ref());
+                self.shared.timed_out()
+            }),
+        };
+        results.pop().unwrap_or_else(|| Err(self.shared.timed_out()))
     }
 }
 
@@ -384,9 +442,10 @@ impl Shared {
         size: usize,
         slot: crate::answer::Slot<Receipt>,
         span: Option<Context>,
-        started: Instant,
     ) -> Item {
-        Item { message, size, slot, span, started, deadline: started + self.options.timeout }
+        let started = Instant::now();
+        // The deadline counts from when there is room.
+        Item { message, size, slot, span, started, deadline: started, uncertain: false }
     }
 
     /// Every check that needs no network; gives the size on the wire.
@@ -465,7 +524,7 @@ impl Shared {
     fn carry(&self, span: Option<&Context>, current: &Context, message: &mut Outgoing) {
         match span {
             Some(span) => {
-                trace::inject(span, &mut Arc::make_mut(&mut message.envelope).headers);
+                trace::inject_new(span, &mut Arc::make_mut(&mut message.envelope).headers);
             }
             None if trace::can_forward(current) => {
                 trace::forward(current, &mut Arc::make_mut(&mut message.envelope).headers);
@@ -502,21 +561,44 @@ impl Shared {
         attributes
     }
 
-    /// Answers an item for good: ends its span, counts it, fences its key if it failed, and makes room.
+    /// Answers a message that was queued: fences its key if it failed, and makes room.
     pub(crate) fn finish(&self, item: Item, result: Result<Receipt>) {
+        let result = match result {
+            // An earlier try may have come through, whatever became of the last.
+            Err(error) if item.uncertain && error.retry() == Retry::Safe => {
+                Err(error.with_retry(Retry::Uncertain))
+            }
+            result => result,
+        };
+        match (&item.message.envelope.ordering_key, &result) {
+            (_, Ok(_)) => self.accepted.store(true, Ordering::Relaxed),
+            (Some(key), Err(error)) if error.kind() != ErrorKind::HeldBack => self.fence(key.clone()),
+            _ => {}
+        }
+        self.answer(item, result);
+        self.room.add_permits(1);
+    }
+
+    /// Answers a message that was never queued; nothing of its key was under way with it.
+    fn refuse(&self, item: Item, error: Error) {
+        self.answer(item, Err(error));
+    }
+
+    fn answer(&self, item: Item, result: Result<Receipt>) {
         let result = result.map_err(|error| error.at("publish", &self.address));
         let error = result.as_ref().err();
         self.instruments.sent(item.started.elapsed(), error);
         if let Some(span) = &item.span {
             trace::end(span, error);
         }
-        if let (Some(key), Some(error)) = (&item.message.envelope.ordering_key, error)
-            && error.kind() != ErrorKind::HeldBack
-        {
+        item.slot.answer(result);
+    }
+
+    /// The user is told that a message has failed while it may still be under way: what comes after it is held back.
+    fn fence_unanswered(&self, key: Option<&Bytes>) {
+        if let Some(key) = key {
             self.fence(key.clone());
         }
-        item.slot.answer(result);
-        self.room.add_permits(1);
     }
 
     fn fence(&self, key: Bytes) {

@@ -28,28 +28,39 @@ pub struct Failure {
 impl Failure {
     /// The longest message that is kept, in bytes.
     pub const MAX_MESSAGE: usize = 512;
+    /// The longest error class and dependency that are kept, in bytes.
+    pub const MAX_NAME: usize = 128;
 
     /// A failure of class `error`, now. The attempt is filled in by the delivery that is settled with it.
     pub fn new(error: impl Into<String>) -> Self {
         Self {
             at: Timestamp::now(),
             attempt: 0,
-            error: clip(error.into(), 128),
+            error: error.into(),
             message: String::new(),
             dependency: None,
         }
+        .clipped()
+    }
+
+    /// The same, with no text longer than may travel.
+    fn clipped(mut self) -> Self {
+        self.error = clip(self.error, Self::MAX_NAME);
+        self.message = clip(self.message, Self::MAX_MESSAGE);
+        self.dependency = self.dependency.map(|dependency| clip(dependency, Self::MAX_NAME));
+        self
     }
 
     /// The same failure with a text for a person.
     pub fn message(mut self, message: impl Into<String>) -> Self {
-        self.message = clip(message.into(), Self::MAX_MESSAGE);
-        self
+        self.message = message.into();
+        self.clipped()
     }
 
     /// The same failure, naming the dependency that failed.
     pub fn dependency(mut self, dependency: impl Into<String>) -> Self {
-        self.dependency = Some(clip(dependency.into(), 128));
-        self
+        self.dependency = Some(dependency.into());
+        self.clipped()
     }
 }
 
@@ -74,8 +85,11 @@ impl From<&str> for Failure {
     }
 }
 
-/// Cuts at a character boundary.
+/// Cuts at a character boundary. Control characters become spaces: each would be six bytes in the header.
 fn clip(mut text: String, max: usize) -> String {
+    if text.contains(char::is_control) {
+        text = text.replace(char::is_control, " ");
+    }
     if text.len() > max {
         let end = (0..=max).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
         text.truncate(end);
@@ -109,11 +123,16 @@ impl History {
 
     /// Adds the latest failure.
     pub fn push(&mut self, failure: Failure) {
-        if self.failures.len() >= Self::MAX_FAILURES {
-            self.failures.remove(1);
-            self.omitted = self.omitted.saturating_add(1);
+        self.failures.push(failure.clipped());
+        self.cut();
+    }
+
+    fn cut(&mut self) {
+        let over = self.failures.len().saturating_sub(Self::MAX_FAILURES);
+        if over > 0 {
+            self.failures.drain(1..=over);
+            self.omitted = self.omitted.saturating_add(u32::try_from(over).unwrap_or(u32::MAX));
         }
-        self.failures.push(failure);
     }
 
     /// The failures that are kept, oldest first.
@@ -151,9 +170,12 @@ impl History {
         crate::pack::ascii_json(self)
     }
 
-    /// Reads [`to_header`](Self::to_header); `None` where it is not that.
+    /// Reads [`to_header`](Self::to_header), and cuts what is larger than we write; `None` where it is not that.
     pub fn from_header(text: &str) -> Option<Self> {
-        serde_json::from_str(text).ok()
+        let mut history: Self = serde_json::from_str(text).ok()?;
+        history.failures = history.failures.into_iter().map(Failure::clipped).collect();
+        history.cut();
+        Some(history)
     }
 }
 
@@ -180,7 +202,7 @@ mod tests {
     fn is_bounded_keeps_the_first_and_the_latest_and_counts_the_rest() {
         let mut history = History::default();
         for attempt in 1..=40 {
-            let mut failure = Failure::new("timeout").message("ä".repeat(10_000)).dependency("ads-api");
+            let mut failure = Failure::new("timeout").message("ä\u{1}".repeat(10_000)).dependency("ads-api");
             failure.attempt = attempt;
             history.push(failure);
         }
@@ -190,7 +212,13 @@ mod tests {
         let header = history.to_header();
         // 16 failures of at most 512 bytes of message, each character escaped as six: far from any frame limit.
         assert!(header.is_ascii() && header.len() < 32_000, "{}", header.len());
-        assert_eq!(History::from_header(&header), Some(history));
+        assert_eq!(History::from_header(&header), Some(history.clone()));
+        // A foreign one is cut to the same bounds.
+        history.failures = vec![history.failures[0].clone(); 5000];
+        history.failures[7].message = "x".repeat(9999);
+        let cut = History::from_header(&history.to_header()).unwrap();
+        assert_eq!((cut.failures().len(), cut.omitted()), (16, 24 + 4984));
+        assert!(cut.failures().iter().all(|failure| failure.message.len() <= 512));
         assert_eq!(History::from_header("not json"), None);
     }
 }

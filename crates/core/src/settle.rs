@@ -21,7 +21,6 @@ pub(crate) struct Op {
     pub(crate) slot: Option<Slot<()>>,
     /// The payload's bytes, to be counted off.
     pub(crate) bytes: usize,
-    pub(crate) lease: Option<usize>,
 }
 
 /// The settlements that wait for the next call; bounded by the number of unsettled deliveries.
@@ -83,8 +82,9 @@ impl SettleQueue {
         self.waiting().ops.is_empty()
     }
 
-    /// Wakes the settling task, to look at the consumer's phase.
+    /// Wakes the settling task, to look at the consumer's phase, and to wait no longer for more.
     pub(crate) fn wake(&self) {
+        self.waiting().urgent = true;
         self.wake.notify_one();
     }
 

@@ -12,6 +12,7 @@ use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
+use opentelemetry::baggage::{BaggageExt, KeyValueMetadata};
 use opentelemetry::propagation::{Extractor, Injector};
 use opentelemetry::trace::{
     Link, Span, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags, TraceId, TraceState,
@@ -106,7 +107,7 @@ pub(crate) struct Description {
     pub(crate) links: Vec<Link>,
 }
 
-/// Whether the last span that was started was a real one. Only a hint: it decides whether a description is made before
+/// Whether a real span has been started in this process. Only a hint: it decides whether a description is made before
 /// the span (so that samplers see it) or, when the first span turns out to be real, after.
 static PROVIDER_SEEN: AtomicBool = AtomicBool::new(false);
 
@@ -133,12 +134,10 @@ pub(crate) fn start(
     // The no-op tracer gives its parent's context, or none; a provider gives even a span it does not sample an id.
     let real = span.span_context().is_valid()
         && span.span_context().span_id() != parent.span().span_context().span_id();
-    if real != hint {
-        PROVIDER_SEEN.store(real, Ordering::Relaxed);
-    }
     if !real {
         return None;
     }
+    PROVIDER_SEEN.store(true, Ordering::Relaxed);
     if let Some(describe) = describe {
         let Description { name, attributes, links } = describe();
         span.update_name(name);
@@ -150,7 +149,7 @@ pub(crate) fn start(
     Some(parent.with_span(span))
 }
 
-/// Whether spans are being recorded, as far as the last one told.
+/// Whether spans have been recorded so far.
 pub(crate) fn provider_seen() -> bool {
     PROVIDER_SEEN.load(Ordering::Relaxed)
 }
@@ -217,6 +216,37 @@ pub(crate) fn can_forward(context: &Context) -> bool {
     context.get::<Forwarded>().is_some() || context.span().span_context().is_valid()
 }
 
+/// [`inject`], into a message that carries no (valid) context: what is left of a foreign one goes, and the message's own
+/// baggage stays, before the context's.
+pub(crate) fn inject_new(context: &Context, headers: &mut Headers) {
+    let own = headers.trace(BAGGAGE).map(str::to_owned);
+    for name in [TRACEPARENT, TRACESTATE] {
+        headers.remove_trace(name);
+    }
+    inject(context, headers);
+    if let Some(own) = own {
+        let merged = merge_baggage(&own, headers.trace(BAGGAGE).unwrap_or_default());
+        headers.set_trace(BAGGAGE, merged);
+    }
+}
+
+/// Members of `more` whose names `own` does not have, after those of `own`, while they are at most 64 and 8,192 bytes (W3C
+/// Baggage 3.3.2); never a part of one.
+fn merge_baggage(own: &str, more: &str) -> String {
+    let name = |member: &str| member.split(['=', ';']).next().unwrap_or_default().trim().to_owned();
+    let names: Vec<_> = own.split(',').map(name).collect();
+    let mut merged = own.to_owned();
+    let mut count = names.len();
+    for member in more.split(',').filter(|member| !member.is_empty() && !names.contains(&name(member))) {
+        if count < 64 && merged.len() + 1 + member.len() <= 8192 {
+            merged.push(',');
+            merged.push_str(member);
+            count += 1;
+        }
+    }
+    merged
+}
+
 /// Writes a context into headers, by the application's propagator, or as W3C trace headers where it has none. Says
 /// whether anything was written.
 pub fn inject(context: &Context, headers: &mut Headers) -> bool {
@@ -231,6 +261,10 @@ pub fn inject(context: &Context, headers: &mut Headers) -> bool {
         if span.is_valid() {
             writer.set(TRACEPARENT, format_traceparent(span));
             writer.set(TRACESTATE, span.trace_state().header());
+        }
+        // Nobody here can read baggage; that of the message being processed goes on as it came.
+        if let Some(Forwarded([_, _, Some(baggage)])) = context.get::<Forwarded>() {
+            writer.set(BAGGAGE, baggage.clone());
         }
     }
     writer.wrote
@@ -266,9 +300,29 @@ pub(crate) fn extract_onto(base: &Context, headers: &Headers) -> Context {
     let (context, has_propagator) = global::get_text_map_propagator(|propagator| {
         (propagator.extract_with_context(base, &Reader(headers)), propagator.fields().next().is_some())
     });
+    if has_propagator {
+        return context;
+    }
+    let context = forwarding(headers, &context);
     match creation_context(headers) {
-        Some(span) if !has_propagator => base.with_remote_span_context(span),
-        _ => context,
+        Some(span) => context.with_remote_span_context(span),
+        None => context,
+    }
+}
+
+/// A context without an active span, for the root of a new trace: an active span, even an invalid one, would decide its
+/// sampling. The baggage stays.
+pub(crate) fn rootless(context: &Context) -> Context {
+    if !context.has_active_span() {
+        return context.clone();
+    }
+    let baggage = context.baggage().iter();
+    let members = baggage
+        .map(|(key, (value, metadata))| KeyValueMetadata::new(key.clone(), value.clone(), metadata.clone()));
+    let root = Context::new().with_baggage(members);
+    match context.get::<Forwarded>() {
+        Some(Forwarded([_, _, baggage])) => root.with_value(Forwarded([None, None, baggage.clone()])),
+        None => root,
     }
 }
 
@@ -299,6 +353,8 @@ pub fn creation_context(headers: &Headers) -> Option<SpanContext> {
 /// Reads a `traceparent` (Trace Context 3.2): `00-{32 hex}-{16 hex}-{2 hex}`, lower case, ids not zero. A version above
 /// 00 may be longer; version `ff` is invalid.
 pub fn parse_traceparent(text: &str) -> Option<SpanContext> {
+    // As propagators do.
+    let text = text.trim();
     let hex = |part: &str| part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
     let (version, rest) = text.split_at_checked(2)?;
     let (known, more) = rest.split_at_checked(53)?;
@@ -382,6 +438,16 @@ mod tests {
         assert_eq!(creation_context(&headers).unwrap().trace_state().header(), "");
         let headers: Headers = [("traceparent", "bad"), ("tracestate", "a=1")].into_iter().collect();
         assert!(creation_context(&headers).is_none());
+    }
+
+    #[test]
+    fn baggage_is_merged_by_whole_members_and_the_messages_own_wins() {
+        assert_eq!(merge_baggage("a=1;p=x,b=2", "b=3,c=4;q"), "a=1;p=x,b=2,c=4;q");
+        assert_eq!(merge_baggage("a=1", ""), "a=1");
+        let long = format!("b={}", "x".repeat(8192));
+        assert_eq!(merge_baggage("a=1", &format!("{long},c=2")), "a=1,c=2");
+        let many: Vec<_> = (0..64).map(|n| format!("m{n}=1")).collect();
+        assert_eq!(merge_baggage(&many.join(","), "z=1"), many.join(","));
     }
 
     #[test]

@@ -257,3 +257,61 @@ async fn queue_delay_is_never_negative_and_attempts_continue_the_history() {
     driver.feed(Envelope::new("y"));
     assert_eq!(next(&mut consumer).await.queue_delay(), None);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_lost_while_it_was_buffered_is_not_handed_out() {
+    let driver = ScriptedConsumer::with(DEFERRED);
+    let mut consumer = open(&driver, ConsumeOptions::default());
+    for n in 0..5 {
+        driver.feed(Envelope::new(n.to_string()));
+    }
+    let first = next(&mut consumer).await;
+    driver.lose_connection();
+    driver.feed(Envelope::new("new"));
+    assert_eq!(next(&mut consumer).await.payload(), b"new");
+    assert!(first.ack().await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_error_that_ends_the_stream_is_told_after_what_came_before() {
+    let driver = ScriptedConsumer::new();
+    let mut consumer = open(&driver, ConsumeOptions::default());
+    driver.feed(Envelope::new("x"));
+    driver.feed_error(scripted::never());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let ten = NonZeroUsize::new(10).unwrap();
+    assert_eq!(consumer.next_batch(ten).await.unwrap().len(), 1);
+    assert_eq!(consumer.next_batch(ten).await.unwrap_err().kind(), ErrorKind::Refused);
+    assert!(consumer.next_batch(ten).await.unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_does_not_wait_for_the_linger() {
+    let driver = ScriptedConsumer::with(DEFERRED);
+    let options = ConsumeOptions { settle_linger: Duration::from_secs(60), ..ConsumeOptions::default() };
+    let mut consumer = open(&driver, options);
+    driver.feed(Envelope::new("x"));
+    next(&mut consumer).await.ack().await.unwrap();
+    let started = Instant::now();
+    consumer.close().await.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(1));
+    assert_eq!(driver.settled().concat(), [(1, "ack")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_option_panics_or_stops_the_stream() {
+    let driver = ScriptedConsumer::new();
+    let options = ConsumeOptions {
+        max_unsettled: usize::MAX,
+        max_bytes: 0,
+        lease: Duration::MAX,
+        max_lease: Duration::MAX,
+        poll: Duration::MAX,
+        settle_linger: Duration::MAX,
+        ..ConsumeOptions::default()
+    };
+    let mut consumer = open(&driver, options);
+    driver.feed_with(Envelope::new("x"), |delivery| delivery.lease_expires = Some(Instant::now()));
+    driver.feed(Envelope::new("y"));
+    assert_eq!(next(&mut consumer).await.payload(), b"y");
+}

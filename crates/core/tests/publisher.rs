@@ -145,9 +145,97 @@ async fn what_was_not_yet_sent_does_not_overtake_a_message_that_is_sent_again() 
     for receipt in pending {
         receipt.await.unwrap();
     }
-    // The first batch held 0 to 255; 1 failed, was sent again, and everything after that batch waited for it.
-    let expected: Vec<_> = (0..256).chain([1]).chain(256..300).map(|n| n.to_string()).collect();
+    // 1 failed with the first batch, was sent again, and everything after that batch waited for it.
+    let first = driver.batches()[0].len();
+    let expected: Vec<_> = (0..first).chain([1]).chain(first..300).map(|n| n.to_string()).collect();
     assert_eq!(driver.texts(), expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_run_side_by_side_never_hold_the_same_key() {
+    let driver = ScriptedPublisher::with(Capabilities { publish_calls: 3, ..MEMORY }, |_| Reply::Accept);
+    let publisher = open(&driver, PublishOptions::default());
+    driver.hold(true);
+    let mut pending = Vec::new();
+    for (key, text) in [("a", "a1"), ("b", "b1"), ("a", "a2"), ("c", "c1")] {
+        pending.push(publisher.enqueue(keyed(key, text), SendOptions::default()).await.unwrap());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(!driver.texts().contains(&"a2".to_owned()));
+    driver.hold(false);
+    for receipt in pending {
+        receipt.await.unwrap();
+    }
+    let texts = driver.texts();
+    let position = |text: &str| texts.iter().position(|t| t == text).unwrap();
+    assert!(position("a1") < position("a2"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timeout_keeps_the_outcomes_that_are_known_and_fences_what_is_not() {
+    let driver = ScriptedPublisher::new(|message| match text(&message.envelope).as_str() {
+        "silent" => Reply::Silence,
+        _ => Reply::Accept,
+    });
+    let publisher = open(&driver, PublishOptions::default());
+    let envelopes = [keyed("a", "a1"), keyed("k", "silent"), keyed("b", "b1")];
+    let results = publisher.publish_batch(envelopes).await;
+    let kinds: Vec<_> = results.iter().map(|r| r.as_ref().err().map(|error| error.kind())).collect();
+    assert_eq!(kinds, [None, Some(ErrorKind::Timeout), None]);
+    let error = publisher.publish(keyed("k", "k2")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::HeldBack);
+    publisher.publish(keyed("a", "a2")).await.unwrap();
+}
+
+#[tokio::test]
+async fn within_one_call_nothing_overtakes_a_message_that_was_refused() {
+    let mut capabilities = MEMORY;
+    capabilities.limits.payload_bytes = Some(3);
+    let driver = ScriptedPublisher::with(capabilities, |_| Reply::Accept);
+    let publisher = open(&driver, PublishOptions::default());
+    let envelopes = [keyed("k", "1234"), keyed("k", "2"), keyed("other", "3")];
+    let results = publisher.publish_batch(envelopes).await;
+    let kinds: Vec<_> = results.iter().map(|r| r.as_ref().err().map(|error| error.kind())).collect();
+    assert_eq!(kinds, [Some(ErrorKind::LimitExceeded), Some(ErrorKind::HeldBack), None]);
+    publisher.publish(keyed("k", "4")).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_uncertain_outcome_is_not_forgotten_over_a_later_safe_one() {
+    let mut times = 0;
+    let driver = ScriptedPublisher::new(move |_| {
+        times += 1;
+        Reply::Fail(if times == 1 { scripted::uncertain() } else { scripted::safe() })
+    });
+    let options = PublishOptions { allow_duplicates: true, ..PublishOptions::default() };
+    let error = open(&driver, options).publish(Envelope::new("x")).await.unwrap_err();
+    assert_eq!(error.retry(), Retry::Uncertain);
+}
+
+#[tokio::test(start_paused = true)]
+async fn closing_waits_for_the_end_even_when_asked_twice_and_not_for_those_who_wait_for_room() {
+    let driver = ScriptedPublisher::new(|_| Reply::Accept);
+    let options = PublishOptions { max_in_flight: 1, ..PublishOptions::default() };
+    let publisher = open(&driver, options);
+    driver.hold(true);
+    let sent = publisher.enqueue(Envelope::new("sent"), SendOptions::default()).await.unwrap();
+    let mut waiting = Box::pin(publisher.publish(Envelope::new("waiting")));
+    let second = Duration::from_secs(1);
+    assert!(tokio::time::timeout(second, &mut waiting).await.is_err());
+    assert!(tokio::time::timeout(second, publisher.close()).await.is_err());
+    assert_eq!(waiting.await.unwrap_err().kind(), ErrorKind::Closed);
+    driver.hold(false);
+    publisher.close().await.unwrap();
+    assert_eq!((driver.texts(), driver.closed()), (vec!["sent".into()], 1));
+    sent.await.unwrap();
+}
+
+#[tokio::test]
+async fn no_option_panics() {
+    let driver = ScriptedPublisher::new(|_| Reply::Accept);
+    let options =
+        PublishOptions { timeout: Duration::MAX, max_in_flight: usize::MAX, ..PublishOptions::default() };
+    open(&driver, options).publish(Envelope::new("x")).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

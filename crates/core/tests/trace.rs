@@ -223,8 +223,11 @@ async fn a_failure_a_retry_and_a_rejection_show_why() {
 async fn the_policy_decides_between_parent_link_and_nothing() {
     for (policy, linked) in [(TracePolicy::Link, true), (TracePolicy::Ignore, false)] {
         let (context, trace) = request();
-        let options = ConsumeOptions { trace: policy, receive_spans: false, ..ConsumeOptions::default() };
-        let (_, _consumer, delivery) = delivered(&context, options, "job", |_| {}).await;
+        let options = ConsumeOptions { trace: policy, receive_spans: true, ..ConsumeOptions::default() };
+        let (_, _consumer, delivery) = delivered(&context, options, "job", |delivery| {
+            delivery.enqueued = Some((Timestamp::now(), Clock::Broker));
+        })
+        .await;
         let process = delivery
             .process(async { Ok::<_, String>(Context::current().span().span_context().clone()) })
             .await
@@ -235,7 +238,53 @@ async fn the_policy_decides_between_parent_link_and_nothing() {
         let span = named(&spans, "job");
         assert_eq!(span.parent_span_id, opentelemetry::trace::SpanId::INVALID);
         assert_eq!(!links(span).is_empty(), linked);
+        // In a trace of its own the wait in the queue belongs to the work.
+        let queued = named(&spans, "queued job");
+        assert_eq!(queued.parent_span_id, span.span_context.span_id());
+        // What is ignored is not even linked, by whichever span.
+        assert_eq!(!Recorder::install().linked_to(trace).is_empty(), linked);
     }
+}
+
+#[tokio::test]
+async fn work_that_is_dropped_ends_its_span_as_such() {
+    let (context, trace) = request();
+    let (_, _consumer, delivery) = delivered(&context, ConsumeOptions::default(), "job", |_| {}).await;
+    let work = delivery.process(std::future::pending::<Result<(), String>>());
+    assert!(tokio::time::timeout(Duration::from_millis(10), work).await.is_err());
+    let spans = Recorder::install().trace(trace);
+    let process = named(&spans, "job");
+    assert_eq!(attribute(process, "error.type").cloned(), text("cancelled"));
+    assert!(matches!(process.status, Status::Error { .. }));
+    delivery.ack().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_batch_of_acks_is_one_span_that_links_the_messages() {
+    let (context, trace) = request();
+    let (_, _consumer, delivery) = delivered(&context, ConsumeOptions::default(), "job", |_| {}).await;
+    let results = within(&context, Delivery::ack_all([delivery])).await;
+    assert!(results.iter().all(Result::is_ok));
+    let spans = Recorder::install().trace(trace);
+    let ack = named(&spans, "ack scripted");
+    assert_eq!(links(ack), [named(&spans, "publish job").span_context.span_id()]);
+}
+
+#[tokio::test]
+async fn what_is_left_of_a_broken_context_goes_and_baggage_stays() {
+    let (context, _) = request();
+    let (driver, publisher) = publisher(PublishOptions::default());
+    let envelope = Envelope::builder("job")
+        .header("traceparent", "broken")
+        .header("tracestate", "vendor=stale")
+        .header("baggage", "tenant=5000");
+    use opentelemetry::baggage::BaggageExt;
+    let context = context.with_baggage([KeyValue::new("user", "u"), KeyValue::new("tenant", "x")]);
+    within(&context, publisher.publish(envelope)).await.unwrap();
+    let sent = driver.batches()[0][0].envelope.clone();
+    assert!(creation_context(&sent.headers).is_some());
+    assert!(sent.headers.trace("tracestate").is_none());
+    assert_eq!(sent.headers.trace("baggage"), Some("tenant=5000,user=u"));
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use crate::registry::registered;
 /// One transport with its shared connections, and the destination that its address names, if it names one.
 ///
 /// Where a method takes an address, `""` is the bus's own, `"?queue=other"` another destination of the same connection,
-/// and a full address must be of the same connection. Cheap to clone.
+/// (its options are those given, not the bus's own), and a full address must be of the same connection. Cheap to clone.
 #[derive(Clone)]
 pub struct Bus {
     address: Address,
@@ -68,7 +68,7 @@ impl Bus {
             self.transport.publisher(&address).await.map_err(|error| error.at("publish", &address))?;
         let publisher = Publisher::new(driver, &address, options);
         let mut publishers = self.publishers.lock().unwrap_or_else(PoisonError::into_inner);
-        publishers.retain(|publisher| publisher.upgrade().is_some());
+        publishers.retain(|publisher| !publisher.is_closed());
         publishers.push(publisher.downgrade());
         Ok(publisher)
     }
@@ -124,7 +124,7 @@ impl Bus {
     pub async fn close(&self) -> Result<()> {
         let publishers = std::mem::take(&mut *self.publishers.lock().unwrap_or_else(PoisonError::into_inner));
         let mut result = Ok(());
-        for publisher in publishers.iter().filter_map(throughline_core::WeakPublisher::upgrade) {
+        for publisher in publishers {
             result = result.and(publisher.close().await);
         }
         result.and(self.transport.close().await).map_err(|error| error.at("close", &self.address))

@@ -49,7 +49,7 @@ impl Broker {
                 if let Some(queue) = subscriptions.get(subscription) {
                     return Ok(queue.clone());
                 }
-                if !config.create {
+                if !config.create && !config.own {
                     return Err(missing("subscription", subscription));
                 }
                 let queue = Arc::new(Queue::new(subscription, config.max_length));
@@ -86,27 +86,42 @@ impl Broker {
         queue(&mut self.state(), name, config)
     }
 
-    /// Creates what an address names, and says what was made.
+    /// Creates what an address names, and says what was made; what is there already is left as it is, if it is the same.
     pub(crate) fn create(&self, config: &Config) -> Result<Vec<String>> {
+        let there = Config { create: false, ..config.clone() };
         let config = Config { create: true, ..config.clone() };
         let mut made = Vec::new();
+        let mut make = |what: String, existing: Option<Arc<Queue>>| match existing {
+            None => {
+                made.push(what);
+                Ok(())
+            }
+            Some(queue) if queue.max_length() == config.max_length => Ok(()),
+            Some(queue) => Err(Error::new(
+                ErrorKind::Conflict,
+                format!("{what} exists with max_length={}, not {}", queue.max_length(), config.max_length),
+            )),
+        };
         match &config.place {
             Place::Queue(name) => {
+                make(format!("queue '{name}'"), self.source(&there).ok())?;
                 self.source(&config)?;
-                made.push(format!("queue '{name}'"));
             }
             Place::Topic { topic, subscription } => {
+                if self.destination(&there).is_err() {
+                    make(format!("topic '{topic}'"), None)?;
+                }
                 self.destination(&config)?;
-                made.push(format!("topic '{topic}'"));
                 if let Some(subscription) = subscription {
+                    let what = format!("subscription '{subscription}' of topic '{topic}'");
+                    make(what, self.source(&there).ok())?;
                     self.source(&config)?;
-                    made.push(format!("subscription '{subscription}' of topic '{topic}'"));
                 }
             }
         }
         if let Some(name) = &config.dead_letter {
+            make(format!("dead-letter queue '{name}'"), self.dead_letters(name, &there).ok())?;
             self.dead_letters(name, &config)?;
-            made.push(format!("dead-letter queue '{name}'"));
         }
         Ok(made)
     }
@@ -140,6 +155,7 @@ impl Broker {
 }
 
 /// What a publisher sends to.
+#[derive(Clone)]
 pub(crate) enum Destination {
     Queue(Arc<Queue>),
     Topic(String),

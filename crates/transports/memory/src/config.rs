@@ -35,6 +35,8 @@ pub(crate) struct Config {
     pub(crate) drop_unroutable: bool,
     pub(crate) dead_letter: Option<String>,
     pub(crate) max_length: usize,
+    /// The subscription is a consumer's own, and is made with it whatever `create` says.
+    pub(crate) own: bool,
 }
 
 /// Where messages go to or come from.
@@ -87,6 +89,7 @@ impl Config {
             drop_unroutable: address.one_of("unroutable", &["error", "drop"])? == Some("drop"),
             dead_letter: option("dead_letter"),
             max_length: address.parsed("max_length", "a number of messages")?.unwrap_or(MAX_LENGTH),
+            own: false,
         })
     }
 }

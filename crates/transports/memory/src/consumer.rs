@@ -20,8 +20,6 @@ pub(crate) struct MemoryConsumer {
     broker: Arc<Broker>,
     queue: Arc<Queue>,
     config: Config,
-    /// The subscription is this consumer's own, and ends with it.
-    own: bool,
     options: ConsumeOptions,
     endpoint: Endpoint,
     stopped: watch::Sender<bool>,
@@ -34,15 +32,13 @@ impl MemoryConsumer {
         options: &ConsumeOptions,
     ) -> Result<Arc<dyn driver::Consumer>> {
         let mut config = Config::new(address)?;
-        let mut own = false;
         if let Place::Topic { subscription: subscription @ None, .. } = &mut config.place {
             *subscription = Some(Uuid::now_v7().to_string());
-            own = true;
+            config.own = true;
         }
         Ok(Arc::new(Self {
             queue: broker.source(&config)?,
             endpoint: Endpoint { destination: config.place.name().to_owned(), ..Endpoint::default() },
-            own,
             options: options.clone(),
             stopped: watch::channel(false).0,
             broker,
@@ -92,6 +88,8 @@ impl driver::Consumer for MemoryConsumer {
         let mut stopped = self.stopped.subscribe();
         loop {
             if *stopped.borrow() {
+                // The wake-up may have been for a message that is for others now.
+                self.queue.pass_on();
                 return Ok(Vec::new());
             }
             let (taken, next) = self.queue.take(max.get(), self.options.lease, self.options.order)?;
@@ -125,7 +123,7 @@ impl driver::Consumer for MemoryConsumer {
 
     async fn close(&self) -> Result<()> {
         self.stopped.send_replace(true);
-        if self.own {
+        if self.config.own {
             self.broker.delete(&self.config);
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! Publishing: into a queue, or into every subscription of a topic.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -12,7 +13,9 @@ use crate::config::Config;
 
 pub(crate) struct MemoryPublisher {
     broker: Arc<Broker>,
-    destination: Destination,
+    config: Config,
+    destination: Mutex<Destination>,
+    closed: AtomicBool,
     drop_unroutable: bool,
     endpoint: Endpoint,
 }
@@ -21,11 +24,22 @@ impl MemoryPublisher {
     pub(crate) fn open(broker: Arc<Broker>, address: &Address) -> Result<Arc<dyn driver::Publisher>> {
         let config = Config::new(address)?;
         Ok(Arc::new(Self {
-            destination: broker.destination(&config)?,
+            destination: Mutex::new(broker.destination(&config)?),
+            closed: AtomicBool::new(false),
             broker,
             drop_unroutable: config.drop_unroutable,
             endpoint: Endpoint { destination: config.place.name().to_owned(), ..Endpoint::default() },
+            config,
         }))
+    }
+
+    /// The destination; a queue that was deleted is found or created anew, where it may be.
+    fn destination(&self) -> Result<Destination> {
+        let mut destination = self.destination.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(&*destination, Destination::Queue(queue) if queue.is_deleted()) {
+            *destination = self.broker.destination(&self.config)?;
+        }
+        Ok(destination.clone())
     }
 
     fn publish_to_topic(&self, topic: &str, batch: &[Outgoing], done: &Completions) {
@@ -33,27 +47,33 @@ impl MemoryPublisher {
             Ok(subscriptions) => subscriptions,
             Err(error) => return done.fail_rest(&error),
         };
-        if subscriptions.is_empty() && !self.drop_unroutable {
-            return done.fail_rest(&Error::new(
-                ErrorKind::Unroutable,
-                format!("topic '{topic}' has no subscription; consume from it first, or add unroutable=drop"),
-            ));
-        }
         // A message that one subscription refuses is refused, and sent again to all: at least once to each.
-        let failed = Mutex::new(vec![None; batch.len()]);
+        let mut results = vec![None; batch.len()];
         for queue in subscriptions {
             queue.push(batch, |index, result| {
-                if let Err(error) = result
-                    && let Some(place) = failed.lock().unwrap_or_else(PoisonError::into_inner).get_mut(index)
-                {
-                    *place = Some(error);
+                let Some(place) = results.get_mut(index) else { return };
+                match result {
+                    // Deleted meanwhile: as good as never there.
+                    Err(error) if error.kind() == ErrorKind::NotFound => {}
+                    Err(error) => *place = Some(Err(error)),
+                    Ok(receipt) => {
+                        place.get_or_insert(Ok(receipt));
+                    }
                 }
             });
         }
-        let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
-        for (index, error) in failed.into_iter().enumerate() {
-            done.complete(index, error.map_or_else(|| Ok(Receipt::default()), Err));
+        for (index, result) in results.into_iter().enumerate() {
+            done.complete(index, result.unwrap_or_else(|| self.unroutable(topic)));
         }
+    }
+
+    fn unroutable(&self, topic: &str) -> Result<Receipt> {
+        if self.drop_unroutable {
+            return Ok(Receipt::default());
+        }
+        let text =
+            format!("topic '{topic}' has no subscription; consume from it first, or add unroutable=drop");
+        Err(Error::new(ErrorKind::Unroutable, text))
     }
 }
 
@@ -72,13 +92,20 @@ impl driver::Publisher for MemoryPublisher {
     }
 
     async fn publish(&self, batch: Vec<Outgoing>, done: Completions) {
-        match &self.destination {
-            Destination::Queue(queue) => queue.push(&batch, |index, result| done.complete(index, result)),
-            Destination::Topic(topic) => self.publish_to_topic(topic, &batch, &done),
+        if self.closed.load(Ordering::Acquire) {
+            return done.fail_rest(&Error::new(ErrorKind::Closed, "the publisher is closed"));
+        }
+        match self.destination() {
+            Ok(Destination::Queue(queue)) => {
+                queue.push(&batch, |index, result| done.complete(index, result));
+            }
+            Ok(Destination::Topic(topic)) => self.publish_to_topic(&topic, &batch, &done),
+            Err(error) => done.fail_rest(&error),
         }
     }
 
     async fn close(&self) -> Result<()> {
+        self.closed.store(true, Ordering::Release);
         Ok(())
     }
 }

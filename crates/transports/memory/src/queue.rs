@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use slab::Slab;
-use throughline_core::driver::{Clock, Delivery, Depth, OperationId, Outgoing, Receipt, Token};
+use throughline_core::driver::{Clock, Delivery, Depth, OperationId, Outgoing, Receipt, Token, wire};
 use throughline_core::{Envelope, Error, ErrorKind, History, Order, Result, Retry, Timestamp};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -118,10 +118,12 @@ impl Queue {
         }
         let now = Instant::now();
         state.wake_up(now);
+        let seen = state.next_event();
         let taken = state.take(max, now + lease, order);
         let (more, next) = (state.has_ready(), state.next_event());
         drop(state);
-        if more && !taken.is_empty() {
+        // Another consumer may take the rest, or is to know when a lease of these ends.
+        if !taken.is_empty() && (more || next.is_some_and(|next| seen.is_none_or(|seen| next < seen))) {
             self.arrived.notify_one();
         }
         Ok((taken, next))
@@ -130,6 +132,19 @@ impl Queue {
     /// Waits until something may be ready.
     pub(crate) async fn arrival(&self) {
         self.arrived.notified().await;
+    }
+
+    /// Passes a wake-up on to another consumer.
+    pub(crate) fn pass_on(&self) {
+        self.arrived.notify_one();
+    }
+
+    pub(crate) fn is_deleted(&self) -> bool {
+        self.state().deleted
+    }
+
+    pub(crate) fn max_length(&self) -> usize {
+        self.max_length
     }
 
     /// Ends a delivery: gives what it was, and lets the next message of its key go.
@@ -365,7 +380,7 @@ impl State {
         let now = Timestamp::now();
         while taken.len() < max {
             let Some(mut stored) = self.next_ready() else { break };
-            if stored.envelope.is_expired(now) {
+            if stored.envelope.is_expired(now) && !stored.is_dead_letter() {
                 self.unlock(&stored);
                 continue;
             }
@@ -437,6 +452,11 @@ impl State {
 }
 
 impl Stored {
+    /// What was rejected is kept, however late somebody looks at it.
+    fn is_dead_letter(&self) -> bool {
+        self.envelope.headers.get(wire::DEAD_LETTER_SOURCE).is_some()
+    }
+
     fn delivery(&self, token: Token) -> Delivery {
         let mut delivery = Delivery::new(self.envelope.clone(), token);
         delivery.receive_count = Some(self.receive_count);

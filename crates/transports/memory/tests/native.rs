@@ -215,14 +215,24 @@ async fn missing_and_deleted_queues_are_said_to_be_so() {
     let error = bus.consumer_of("?topic=new&create=never", ConsumeOptions::default()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert_eq!(bus.create("?topic=t&queue=s&dead_letter=d").await.unwrap().len(), 3);
+    assert!(bus.create("?topic=t&queue=s&dead_letter=d").await.unwrap().is_empty());
+    let error = bus.create("?topic=t&queue=s&max_length=9").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict);
+    let own = bus.consumer_of("?topic=t&create=never", ConsumeOptions::default()).await.unwrap();
+    own.close().await.unwrap();
 
     let mut consumer = bus.consumer().await.unwrap();
     assert_eq!(bus.delete("").await.unwrap(), ["queue 'q'"]);
     let error = consumer.next().await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert!(consumer.next().await.is_none());
-    let error = publisher.publish(Envelope::new("x")).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::NotFound);
+    // Made again on the next use, unless the address says otherwise.
+    let never = bus.publisher_to("?queue=q&create=never", PublishOptions::default()).await;
+    assert_eq!(never.unwrap_err().kind(), ErrorKind::NotFound);
+    publisher.publish(Envelope::new("x")).await.unwrap();
+    let never = bus.publisher_to("?queue=q&create=never", PublishOptions::default()).await.unwrap();
+    bus.delete("").await.unwrap();
+    assert_eq!(never.publish(Envelope::new("x")).await.unwrap_err().kind(), ErrorKind::NotFound);
     for (address, expected) in [
         ("memory:", "names no bus"),
         ("memory://host?queue=q", "names no bus"),
@@ -237,4 +247,44 @@ async fn missing_and_deleted_queues_are_said_to_be_so() {
     assert!(bus.publisher().await.unwrap_err().to_string().contains("add ?queue=NAME"));
     let error = bus.publisher_to("?queue=q&create=maybe", PublishOptions::default()).await.unwrap_err();
     assert!(error.to_string().contains("'create' 'maybe' is not auto or never"), "{error}");
+}
+
+#[tokio::test]
+async fn a_dead_letter_does_not_expire() {
+    let (bus, publisher) = bus("queue=q&dead_letter=dead").await;
+    let envelope = Envelope::builder("t").expires_in(Duration::from_millis(200));
+    publisher.publish(envelope).await.unwrap();
+    next(&mut bus.consumer().await.unwrap()).await.reject("bad").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    let dead = bus.consumer_of("?queue=dead", ConsumeOptions::default()).await;
+    next(&mut dead.unwrap()).await.ack().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_expired_lease_wakes_a_consumer_that_was_waiting_before_it_began() {
+    let (bus, publisher) = bus("queue=q").await;
+    let lease = Duration::from_millis(100);
+    let short = ConsumeOptions { lease, max_lease: lease, max_unsettled: 1, ..ConsumeOptions::default() };
+    let mut waiting = bus.consumer_of("", short.clone()).await.unwrap();
+    let mut other = bus.consumer_of("", short).await.unwrap();
+    publisher.publish(Envelope::new("x")).await.unwrap();
+    // Whoever gets it does not settle it; the other one does.
+    tokio::select! {
+        held = waiting.next() => { let _held = held; next(&mut other).await.ack().await.unwrap(); }
+        held = other.next() => { let _held = held; next(&mut waiting).await.ack().await.unwrap(); }
+    }
+}
+
+#[tokio::test]
+async fn a_consumer_that_stops_passes_its_wake_up_on() {
+    for _ in 0..50 {
+        let (bus, publisher) = bus("queue=q").await;
+        let mut stops = bus.consumer().await.unwrap();
+        let mut stays = bus.consumer().await.unwrap();
+        tokio::task::yield_now().await;
+        let (_, published) = tokio::join!(stops.stop(), publisher.publish(Envelope::new("x")));
+        published.unwrap();
+        let delivery = tokio::time::timeout(Duration::from_millis(500), stays.next()).await;
+        delivery.unwrap().unwrap().unwrap().ack().await.unwrap();
+    }
 }
