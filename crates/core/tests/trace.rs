@@ -179,7 +179,7 @@ async fn work_runs_below_the_creation_context_after_a_queue_delay_span() {
     assert!((0.7..5.0).contains(seconds), "{seconds}");
     let lasted = queued.end_time.duration_since(queued.start_time).unwrap().as_secs_f64();
     assert!((lasted - seconds).abs() < 0.01);
-    assert!(queued.start_time >= SystemTime::from(enqueued.to_system_time().unwrap()));
+    assert!(queued.start_time >= enqueued.to_system_time().unwrap());
     assert!(queued.end_time <= process.start_time);
 
     let ack = named(&spans, "ack campaign.sync_report");

@@ -1,10 +1,34 @@
-//! Placeholder while it is being written.
+#![doc = include_str!("../README.md")]
+
+mod admin;
+mod codec;
+mod config;
+mod confirm;
+mod connect;
+mod consumer;
+mod delay;
+mod error;
+mod gate;
+mod message;
+mod publisher;
+mod republish;
+mod settle;
+mod tls;
+mod transport;
+mod value;
+mod window;
+
+use throughline_core::capabilities;
 use throughline_core::driver::Registration;
-/// Placeholder.
+
+pub use lapin;
+pub use message::Message;
+
+/// How this transport presents itself to `Bus::connect`.
 pub const REGISTRATION: Registration = Registration {
     name: "rabbitmq",
-    schemes: &["rabbitmq"],
-    options: &[],
-    capabilities: &throughline_core::capabilities::RABBITMQ,
-    connect: |_| Box::pin(async { Err(throughline_core::Error::new(throughline_core::ErrorKind::Unsupported, "not yet")) }),
+    schemes: &["amqp", "amqps"],
+    options: config::OPTIONS,
+    capabilities: &capabilities::RABBITMQ,
+    connect: transport::connect,
 };

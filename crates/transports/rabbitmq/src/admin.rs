@@ -1,0 +1,304 @@
+//! Creating, deleting, purging, counting and browsing, each on a channel of its own: a refusal closes it.
+
+use std::num::NonZeroUsize;
+
+use lapin::options::{
+    BasicGetOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions,
+    QueueDeleteOptions, QueuePurgeOptions,
+};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{Channel, ExchangeKind, Queue};
+use throughline_core::driver::{Delivery, Depth};
+use throughline_core::{ErrorKind, Result, Timestamp};
+
+use crate::config::{Destination, bad};
+use crate::connect::{answer, close_channel};
+use crate::delay::{TIERS, Target};
+use crate::message::deliver;
+use crate::publisher::{check, missing};
+use crate::transport::Shared;
+
+/// A delivery limit that is none. RabbitMQ 4 drops or dead-letters a message after 20 deliveries otherwise, and every
+/// version puts a message that is given back at the end of the queue where there is no limit, near its head where there
+/// is one (<https://www.rabbitmq.com/docs/quorum-queues#repeated-requeues>). `-1`, which means none since 4.0, makes 3.x
+/// drop a message at its first return (seen with 3.10).
+const NO_DELIVERY_LIMIT: i64 = 1_000_000_000;
+
+/// Runs requests on a channel that is closed afterwards.
+macro_rules! on_channel {
+    ($shared:expr, $channel:ident => $requests:expr) => {{
+        let $channel = $shared.publishing.link().await?.channel().await?;
+        let result: Result<_> = async { $requests }.await;
+        close_channel(&$channel).await;
+        result
+    }};
+}
+
+/// Creates what the address names: dead-letter queue, queue, exchange, binding.
+pub(crate) async fn create(shared: &Shared, destination: &Destination) -> Result<Vec<String>> {
+    let wanted = Wanted::of(destination)?;
+    let mut made = Vec::new();
+    if let Some(route) = &destination.dead_letter {
+        if route.exchange.as_str().is_empty() {
+            declare(shared, &route.key, Wanted::dead_letters()).await?;
+            made.push(format!("quorum queue '{}' for dead letters", route.key));
+        } else {
+            let target = Target::Exchange(route.exchange.clone());
+            check(&shared.publishing.link().await?.channel().await?, &target).await?;
+        }
+    }
+    if let Some(exchange) = &destination.exchange {
+        if exchange.as_str().starts_with("amq.") {
+            // The broker's own: they exist, and must not be declared.
+            let target = Target::Exchange(exchange.clone());
+            check(&shared.publishing.link().await?.channel().await?, &target).await?;
+        } else {
+            let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+            let kind = ExchangeKind::Custom(wanted.exchange_type.to_owned());
+            on_channel!(shared, channel => {
+                let declared = channel.exchange_declare(exchange.clone(), kind, durable, FieldTable::default());
+                answer(declared).await
+            })?;
+            made.push(format!("{} exchange '{exchange}'", wanted.exchange_type));
+        }
+    }
+    if let Some(queue) = &destination.queue {
+        declare(shared, queue, wanted.arguments).await?;
+        made.push(format!("{} queue '{queue}'", if wanted.is_quorum { "quorum" } else { "classic" }));
+        if let Some(exchange) = &destination.exchange {
+            let key = &wanted.binding;
+            on_channel!(shared, channel => {
+                let (queue, exchange, options) = (queue.clone(), exchange.clone(), QueueBindOptions::default());
+                answer(channel.queue_bind(queue, exchange, key.clone(), options, FieldTable::default())).await
+            })?;
+            made.push(format!("binding of queue '{queue}' to exchange '{exchange}' with key '{key}'"));
+        }
+    }
+    if made.is_empty() {
+        return Err(bad(&destination.address, "names nothing to create; add ?queue=NAME or ?exchange=NAME"));
+    }
+    Ok(made)
+}
+
+/// What a create asks for.
+struct Wanted {
+    is_quorum: bool,
+    arguments: FieldTable,
+    exchange_type: &'static str,
+    binding: ShortString,
+}
+
+impl Wanted {
+    fn of(destination: &Destination) -> Result<Self> {
+        let address = &destination.address;
+        let is_quorum = address.one_of("queue_type", &["quorum", "classic"])? != Some("classic");
+        let types: [&'static str; 4] = ["topic", "fanout", "direct", "headers"];
+        let exchange_type = address.one_of("exchange_type", &types)?;
+        let exchange_type = types.into_iter().find(|name| Some(*name) == exchange_type).unwrap_or("topic");
+        let binding = match (&destination.key, exchange_type) {
+            (Some(key), _) => key.clone(),
+            (None, "topic") => "#".into(),
+            (None, "direct") if destination.queue.is_some() => {
+                return Err(bad(
+                    address,
+                    "a direct exchange needs a key to bind the queue with; add &key=KEY",
+                ));
+            }
+            (None, _) => ShortString::default(),
+        };
+        let mut arguments = FieldTable::default();
+        set_text(&mut arguments, "x-queue-type", if is_quorum { "quorum" } else { "classic" });
+        if address.one_of("single_active", &["true", "false"])? == Some("true") {
+            arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
+        }
+        if let Some(priority) = address.parsed::<u8>("max_priority", "a number from 1 to 255")? {
+            if is_quorum {
+                return Err(bad(address, "'max_priority' is for classic queues; add &queue_type=classic"));
+            }
+            arguments.insert("x-max-priority".into(), AMQPValue::ShortShortUInt(priority));
+        }
+        if let Some(length) = address.parsed::<u32>("max_length", "a number of messages")? {
+            set_number(&mut arguments, "x-max-length", length.into());
+            // The default drops the oldest message.
+            set_text(&mut arguments, "x-overflow", "reject-publish");
+        }
+        match address.parsed::<u32>("delivery_limit", "a number of deliveries")? {
+            Some(_) if !is_quorum => return Err(bad(address, "'delivery_limit' is for quorum queues")),
+            Some(limit) => set_number(&mut arguments, "x-delivery-limit", limit.into()),
+            None if is_quorum => set_number(&mut arguments, "x-delivery-limit", NO_DELIVERY_LIMIT),
+            None => {}
+        }
+        if let Some(ttl) = address.duration("message_ttl")? {
+            set_number(&mut arguments, "x-message-ttl", crate::codec::millis(ttl));
+        }
+        if let Some(route) = &destination.dead_letter {
+            set_text(&mut arguments, "x-dead-letter-exchange", route.exchange.as_str());
+            set_text(&mut arguments, "x-dead-letter-routing-key", route.key.as_str());
+            if is_quorum {
+                // At most once, the default, can lose a message that expires or exceeds the delivery limit.
+                set_text(&mut arguments, "x-dead-letter-strategy", "at-least-once");
+                set_text(&mut arguments, "x-overflow", "reject-publish");
+            }
+        }
+        Ok(Self { is_quorum, arguments, exchange_type, binding })
+    }
+
+    fn dead_letters() -> FieldTable {
+        let mut arguments = FieldTable::default();
+        set_text(&mut arguments, "x-queue-type", "quorum");
+        set_number(&mut arguments, "x-delivery-limit", NO_DELIVERY_LIMIT);
+        arguments
+    }
+}
+
+fn set_text(arguments: &mut FieldTable, name: &'static str, value: &str) {
+    arguments.insert(name.into(), AMQPValue::LongString(value.into()));
+}
+
+fn set_number(arguments: &mut FieldTable, name: &'static str, value: i64) {
+    arguments.insert(name.into(), AMQPValue::LongLongInt(value));
+}
+
+async fn declare(shared: &Shared, queue: &ShortString, arguments: FieldTable) -> Result<()> {
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    on_channel!(shared, channel => answer(channel.queue_declare(queue.clone(), durable, arguments)).await)
+        .map(drop)
+}
+
+/// Deletes the queue with its delay queues, and the exchange unless others are bound to it.
+pub(crate) async fn delete(shared: &Shared, destination: &Destination) -> Result<Vec<String>> {
+    let mut deleted = Vec::new();
+    if let Some(queue) = &destination.queue {
+        if exists(shared, &Target::Queue(queue.clone())).await? {
+            let messages = delete_queue(shared, queue).await?;
+            deleted.push(format!("queue '{queue}' with {messages} messages"));
+        }
+        delete_tiers(shared, &Target::Queue(queue.clone())).await?;
+    }
+    if let Some(exchange) = destination.exchange.as_ref().filter(|name| !name.as_str().starts_with("amq."))
+        && exists(shared, &Target::Exchange(exchange.clone())).await?
+    {
+        let unused = ExchangeDeleteOptions { if_unused: true, ..ExchangeDeleteOptions::default() };
+        match on_channel!(shared, channel => answer(channel.exchange_delete(exchange.clone(), unused)).await)
+        {
+            Ok(()) => {
+                deleted.push(format!("exchange '{exchange}'"));
+                delete_tiers(shared, &Target::Exchange(exchange.clone())).await?;
+            }
+            Err(error) if error.kind() == ErrorKind::Conflict => {
+                deleted.push(format!("not exchange '{exchange}': other queues are bound to it"));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if destination.queue.is_none() && destination.exchange.is_none() {
+        return Err(bad(&destination.address, "names nothing to delete; add ?queue=NAME or ?exchange=NAME"));
+    }
+    if let Some(route) = destination.dead_letter.as_ref().filter(|route| route.exchange.as_str().is_empty()) {
+        deleted.push(format!("not the dead-letter queue '{}': delete it by ?queue={}", route.key, route.key));
+    }
+    shared.tiers.forget_all();
+    Ok(deleted)
+}
+
+async fn exists(shared: &Shared, target: &Target) -> Result<bool> {
+    match check(&shared.publishing.link().await?.channel().await?, target).await {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+async fn delete_queue(shared: &Shared, queue: &ShortString) -> Result<u32> {
+    on_channel!(shared, channel => answer(channel.queue_delete(queue.clone(), QueueDeleteOptions::default())).await)
+}
+
+/// Deleting what does not exist is no error to the broker.
+async fn delete_tiers(shared: &Shared, target: &Target) -> Result<()> {
+    on_channel!(shared, channel => {
+        for tier in TIERS {
+            let name = target.tier_name(tier);
+            answer(channel.queue_delete(name.clone(), QueueDeleteOptions::default())).await?;
+            if let Target::Exchange(_) = target {
+                answer(channel.exchange_delete(name, ExchangeDeleteOptions::default())).await?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Deletes what is ready.
+pub(crate) async fn purge(shared: &Shared, destination: &Destination) -> Result<u64> {
+    let queue = destination.source()?;
+    let purged = on_channel!(shared, channel => answer(channel.queue_purge(queue, QueuePurgeOptions::default())).await);
+    purged.map(u64::from).map_err(|error| missing(error, destination))
+}
+
+/// Counts what is ready; the broker does not say by AMQP how much is unsettled.
+pub(crate) async fn depth(shared: &Shared, destination: &Destination) -> Result<Depth> {
+    let queue = destination.source()?;
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let declared: Result<Queue> = on_channel!(shared, channel => {
+        answer(channel.queue_declare(queue, passive, FieldTable::default())).await
+    });
+    let declared = declared.map_err(|error| missing(error, destination))?;
+    Ok(Depth { ready: declared.message_count().into(), unsettled: None, delayed: None })
+}
+
+/// Takes messages off the queue, and puts them back by closing the channel: their delivery counts rise.
+pub(crate) async fn browse(
+    shared: &Shared,
+    destination: &Destination,
+    max: NonZeroUsize,
+) -> Result<Vec<Delivery>> {
+    let queue = destination.source()?;
+    let seen: Result<Vec<Delivery>> = on_channel!(shared, channel => seen(&channel, &queue, max.get()).await);
+    seen.map_err(|error| missing(error, destination))
+}
+
+async fn seen(channel: &Channel, queue: &ShortString, max: usize) -> Result<Vec<Delivery>> {
+    let mut seen = Vec::new();
+    while seen.len() < max {
+        let got = answer(channel.basic_get(queue.clone(), BasicGetOptions::default())).await?;
+        let Some(message) = got else { break };
+        // Epoch 0: no consumer's, so that it cannot be settled.
+        seen.push(deliver(message.delivery, 0, Timestamp::now()));
+    }
+    Ok(seen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(text: &str) -> Result<Wanted> {
+        Wanted::of(&Destination::of(&text.parse().unwrap()).unwrap())
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused() {
+        for (address, expected) in [
+            ("amqp://h/?queue=q&max_priority=5", "classic"),
+            ("amqp://h/?queue=q&queue_type=classic&delivery_limit=5", "quorum"),
+            ("amqp://h/?queue=q&exchange=e&exchange_type=direct", "needs a key"),
+            ("amqp://h/?queue=q&queue_type=mirrored", "quorum or classic"),
+            ("amqp://h/?queue=q&max_length=many", "a number of messages"),
+        ] {
+            let error = wanted(address).err().unwrap();
+            assert_eq!(error.kind(), ErrorKind::InvalidAddress);
+            assert!(error.to_string().contains(expected), "{address}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_dead_letter_queue_is_reached_at_least_once() {
+        let arguments = wanted("amqp://h/?queue=q&dead_letter=d").unwrap().arguments;
+        let text = |name: &str| {
+            arguments.inner().get(name).and_then(AMQPValue::as_long_string).map(ToString::to_string)
+        };
+        assert_eq!(text("x-dead-letter-strategy").as_deref(), Some("at-least-once"));
+        assert_eq!(text("x-dead-letter-exchange").as_deref(), Some(""));
+        assert_eq!(text("x-dead-letter-routing-key").as_deref(), Some("d"));
+        assert_eq!(text("x-overflow").as_deref(), Some("reject-publish"));
+    }
+}
