@@ -103,7 +103,7 @@ impl Hop<'_> {
 pub(crate) fn encode(envelope: &Envelope, hop: &Hop<'_>) -> BasicProperties {
     let mut builder = Builder::default();
     write(envelope, hop, &mut builder);
-    builder.properties.with_headers(builder.table).with_delivery_mode(2)
+    builder.build()
 }
 
 /// The bytes of [`encode`]'s result in a content header frame, frame overhead not counted: what the frame limit holds
@@ -176,32 +176,56 @@ impl Sink for Sizer {
 
 #[derive(Default)]
 struct Builder {
-    properties: BasicProperties,
+    strings: [Option<ShortString>; 8],
+    timestamp: Option<u64>,
+    priority: Option<u8>,
     table: FieldTable,
+}
+
+impl Builder {
+    fn build(self) -> BasicProperties {
+        // In the order of `Short`. The client's setters take the whole by value, so each is called once at most.
+        const SETTERS: [fn(BasicProperties, ShortString) -> BasicProperties; 8] = [
+            BasicProperties::with_content_type,
+            BasicProperties::with_content_encoding,
+            BasicProperties::with_correlation_id,
+            BasicProperties::with_reply_to,
+            BasicProperties::with_expiration,
+            BasicProperties::with_message_id,
+            BasicProperties::with_type,
+            BasicProperties::with_app_id,
+        ];
+        let mut properties = BasicProperties::default().with_headers(self.table).with_delivery_mode(2);
+        for (value, set) in self.strings.into_iter().zip(SETTERS) {
+            if let Some(value) = value {
+                properties = set(properties, value);
+            }
+        }
+        if let Some(seconds) = self.timestamp {
+            properties = properties.with_timestamp(seconds);
+        }
+        if let Some(priority) = self.priority {
+            properties = properties.with_priority(priority);
+        }
+        properties
+    }
 }
 
 impl Sink for Builder {
     fn short(&mut self, property: Short, value: &str) {
-        let Ok(value) = ShortString::try_new(value) else { return };
-        let properties = std::mem::take(&mut self.properties);
-        self.properties = match property {
-            Short::ContentType => properties.with_content_type(value),
-            Short::ContentEncoding => properties.with_content_encoding(value),
-            Short::CorrelationId => properties.with_correlation_id(value),
-            Short::ReplyTo => properties.with_reply_to(value),
-            Short::Expiration => properties.with_expiration(value),
-            Short::MessageId => properties.with_message_id(value),
-            Short::Type => properties.with_type(value),
-            Short::AppId => properties.with_app_id(value),
-        };
+        if let (Ok(value), Some(place)) =
+            (ShortString::try_new(value), self.strings.get_mut(property as usize))
+        {
+            *place = Some(value);
+        }
     }
 
     fn timestamp(&mut self, seconds: u64) {
-        self.properties = std::mem::take(&mut self.properties).with_timestamp(seconds);
+        self.timestamp = Some(seconds);
     }
 
     fn priority(&mut self, priority: u8) {
-        self.properties = std::mem::take(&mut self.properties).with_priority(priority);
+        self.priority = Some(priority);
     }
 
     fn header(&mut self, name: &str, value: Field<'_>) {
@@ -392,7 +416,7 @@ pub(crate) struct Decoded {
 
 /// Takes a message apart. Never fails: what is not as we write it is an ordinary header.
 pub(crate) fn decode(properties: &BasicProperties, payload: Bytes, received: Timestamp) -> Decoded {
-    let text = |property: &Option<ShortString>| property.as_ref().map(ToString::to_string);
+    let text = |property: &Option<ShortString>| property.as_ref().map(|text| text.as_str().to_owned());
     let mut envelope = Envelope::foreign(String::new(), Some(payload));
     envelope.message_type = text(properties.kind());
     envelope.source = text(properties.app_id());

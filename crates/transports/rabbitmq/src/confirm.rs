@@ -181,7 +181,7 @@ impl Live {
         self.told.notify_one();
     }
 
-    fn publish(&self, jobs: Vec<Job>, permit: OwnedSemaphorePermit, done: &Arc<Completions>) {
+    fn publish(self: &Arc<Self>, jobs: Vec<Job>, permit: OwnedSemaphorePermit, done: &Arc<Completions>) {
         let permit = Arc::new(permit);
         // Held over all: whatever confirm may be resolved is then known to the collector.
         let mut inbox = self.inbox();
@@ -193,7 +193,7 @@ impl Live {
             return;
         }
         for job in jobs {
-            let mut published = Published::new(self.channel.clone(), job, permit.clone(), done.clone());
+            let mut published = Published::new(self.clone(), job, permit.clone(), done.clone());
             // The first poll hands the frames to the client, in this order; the collector polls on.
             published.start();
             inbox.published.push(published);
@@ -240,7 +240,7 @@ struct Ticket {
 }
 
 impl Published {
-    fn new(channel: Channel, job: Job, permit: Arc<OwnedSemaphorePermit>, done: Arc<Completions>) -> Self {
+    fn new(live: Arc<Live>, job: Job, permit: Arc<OwnedSemaphorePermit>, done: Arc<Completions>) -> Self {
         let ticket = Ticket {
             envelope: job.envelope.clone(),
             route: job.route.clone(),
@@ -253,7 +253,7 @@ impl Published {
         let (envelope, properties) = (job.envelope, job.properties);
         let publishing: Publishing = Box::pin(async move {
             let payload = envelope.payload.as_deref().unwrap_or_default();
-            channel.basic_publish(exchange, key, options, payload, properties).await
+            live.channel.basic_publish(exchange, key, options, payload, properties).await
         });
         Self { stage: Stage::Writing(publishing), permit: Some(permit), ticket: Some(ticket) }
     }

@@ -2,8 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use lapin::options::{QueueBindOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
 use throughline_core::driver::{Completions, OperationId, Outgoing};
 use throughline_core::{Envelope, ErrorKind, HeaderValue, Retry, SendOptions};
+use throughline_rabbitmq::lapin;
 
 use crate::rig::{Rig, body, message, name, next, raw_get, unique};
 
@@ -40,10 +43,18 @@ async fn what_no_queue_takes_is_unroutable_each_message_for_itself() {
         return;
     };
     let exchange = unique("native");
-    let bound = rig.create(&format!("exchange={exchange}&queue={exchange}&key=yes.%23")).await;
-    let publisher = rig.publisher(&rig.address(&format!("exchange={exchange}"))).await;
-    // Mixed in flight, where one confirm frame covers many and returns come before: the outcome must be each one's own.
-    for round in 0..20_usize {
+    let address = rig.create(&format!("exchange={exchange}")).await;
+    // A queue that confirms at once, so that confirms of both kinds come in one flush: returns are sent before, and the
+    // client hands each to whichever confirm comes next.
+    let (connection, channel) = rig.raw().await;
+    let none = FieldTable::default;
+    let own = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
+    let queue = || exchange.as_str().into();
+    channel.queue_declare(queue(), own, none()).await.unwrap();
+    let bound = channel.queue_bind(queue(), queue(), "yes.#".into(), QueueBindOptions::default(), none());
+    bound.await.unwrap();
+    let publisher = rig.publisher(&address).await;
+    for round in 0..40_usize {
         let kinds: Vec<_> = (0..300_usize).map(|n| n.wrapping_mul(7).wrapping_add(round) % 3 != 0).collect();
         let results = publisher
             .publish_batch(kinds.iter().enumerate().map(|(n, routed)| {
@@ -61,11 +72,11 @@ async fn what_no_queue_takes_is_unroutable_each_message_for_itself() {
             }
         }
     }
-    rig.settles_at(&bound, 4_000).await;
     publisher.close().await.unwrap();
     let drops = rig.publisher(&rig.address(&format!("exchange={exchange}&unroutable=drop"))).await;
     drops.publish(Envelope::builder("no.x").payload("x").build()).await.unwrap();
     drops.close().await.unwrap();
+    connection.close(200, "".into()).await.unwrap();
     rig.finish().await;
 }
 
