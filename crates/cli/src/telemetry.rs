@@ -32,7 +32,9 @@ pub(crate) fn log_to_stderr(verbose: u8) {
         1 => own.with_default(LevelFilter::WARN).with_target("throughline", LevelFilter::INFO),
         2 => Targets::new().with_default(LevelFilter::DEBUG),
         _ => Targets::new().with_default(LevelFilter::TRACE),
-    };
+    }
+    // The client logs returned messages with their bodies.
+    .with_target("lapin::returned_messages", LevelFilter::OFF);
     let asked = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty());
     let targets = asked.and_then(|text| text.parse().ok()).unwrap_or(by_verbosity);
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -26,6 +27,7 @@ pub struct CuttingProxy {
     address: SocketAddr,
     /// The mode, and how often everything was cut.
     state: Arc<watch::Sender<(Mode, u64)>>,
+    connections: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
@@ -36,19 +38,27 @@ impl CuttingProxy {
         let address = listener.local_addr().expect("a bound listener has an address");
         let state = Arc::new(watch::channel((Mode::Open, 0)).0);
         let (target, from) = (target.to_owned(), state.clone());
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counted = connections.clone();
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 if from.borrow().0 == Mode::Refused {
                     continue;
                 }
                 let Ok(server) = TcpStream::connect(&target).await else { continue };
+                counted.fetch_add(1, Ordering::SeqCst);
                 let (client_read, client_write) = client.into_split();
                 let (server_read, server_write) = server.into_split();
                 tokio::spawn(pass(client_read, server_write, from.subscribe()));
                 tokio::spawn(pass(server_read, client_write, from.subscribe()));
             }
         });
-        Self { address, state, task }
+        Self { address, state, connections, task }
+    }
+
+    /// How many connections it has passed on so far.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
     }
 
     /// Where it listens, as `host:port`.

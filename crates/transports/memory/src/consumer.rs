@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use throughline_core::capabilities::{self, Capabilities};
-use throughline_core::driver::{self, Delivery, Endpoint, Settlement, Token, wire};
+use throughline_core::driver::{self, Delivery, Endpoint, Settlement, Token};
 use throughline_core::{Address, ConsumeOptions, Error, ErrorKind, History, Result};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::broker::Broker;
 use crate::config::{Config, Place};
-use crate::queue::Queue;
+use crate::queue::{DeadLetter, Queue};
 
 pub(crate) struct MemoryConsumer {
     broker: Arc<Broker>,
@@ -63,12 +63,10 @@ impl MemoryConsumer {
             )
         })?;
         let dead_letters = self.broker.dead_letters(name, &self.config)?;
-        let (envelope, failed) = self.queue.remove(token)?;
-        let mut envelope = Arc::unwrap_or_clone(envelope);
-        envelope.headers.set(wire::DEAD_LETTER_SOURCE, self.queue.name());
-        let reason = history.last().map(ToString::to_string).unwrap_or_default();
-        envelope.headers.set(wire::DEAD_LETTER_REASON, reason);
-        dead_letters.push_dead_letter(envelope, failed.saturating_add(1), history.clone());
+        let rejected = self.queue.remove(token)?;
+        let reason = history.last().map_or_else(|| "rejected".to_owned(), ToString::to_string);
+        let why = DeadLetter { source: self.queue.name().to_owned(), reason };
+        dead_letters.push_dead_letter(rejected, history.clone(), why);
         Ok(())
     }
 }

@@ -1,13 +1,16 @@
 //! One queue: what is ready, delayed, unsettled, and held for a busy key.
 
+use std::any::Any;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use opentelemetry::KeyValue;
 use slab::Slab;
-use throughline_core::driver::{Clock, Delivery, Depth, OperationId, Outgoing, Receipt, Token, wire};
-use throughline_core::{Envelope, Error, ErrorKind, History, Order, Result, Retry, Timestamp};
+use throughline_core::driver::{Clock, Delivery, Depth, Native, OperationId, Outgoing, Receipt, Token, wire};
+use throughline_core::{Envelope, Error, ErrorKind, HeaderValue, History, Order, Result, Retry, Timestamp};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -42,6 +45,32 @@ struct State {
     deleted: bool,
 }
 
+/// A message that left its queue, and how often it had failed before.
+pub(crate) type Rejected = (Arc<Envelope>, u32);
+
+/// Where a message was rejected, and why: the native details of a dead letter.
+pub(crate) struct DeadLetter {
+    pub(crate) source: String,
+    pub(crate) reason: String,
+}
+
+impl Native for DeadLetter {
+    fn details(&self) -> Vec<(Cow<'static, str>, HeaderValue)> {
+        vec![
+            (wire::DEAD_LETTER_SOURCE.into(), self.source.as_str().into()),
+            (wire::DEAD_LETTER_REASON.into(), self.reason.as_str().into()),
+        ]
+    }
+
+    fn span_attributes(&self) -> Vec<KeyValue> {
+        Vec::new()
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
 #[derive(Clone)]
 struct Stored {
     envelope: Arc<Envelope>,
@@ -50,6 +79,8 @@ struct Stored {
     enqueued: Timestamp,
     failed_attempts: u32,
     history: Option<Arc<History>>,
+    /// Where it was rejected, and why. What was rejected is kept, however late somebody looks at it: it does not expire.
+    dead_letter: Option<Arc<DeadLetter>>,
     receive_count: u32,
     /// Its key is locked for it.
     owns_key: bool,
@@ -88,16 +119,18 @@ impl Queue {
     }
 
     /// Takes in what another queue rejected.
-    pub(crate) fn push_dead_letter(&self, envelope: Envelope, failed: u32, history: Arc<History>) {
+    pub(crate) fn push_dead_letter(&self, rejected: Rejected, history: Arc<History>, why: DeadLetter) {
         let mut state = self.state();
+        let (envelope, failed) = rejected;
         let priority = envelope.priority.unwrap_or(0);
         let arrival = state.arrival();
         state.lane(priority).push_back(Stored {
-            envelope: Arc::new(envelope),
+            envelope,
             arrival,
             enqueued: Timestamp::now(),
-            failed_attempts: failed,
+            failed_attempts: failed.saturating_add(1),
             history: Some(history),
+            dead_letter: Some(Arc::new(why)),
             receive_count: 0,
             owns_key: false,
         });
@@ -148,7 +181,7 @@ impl Queue {
     }
 
     /// Ends a delivery: gives what it was, and lets the next message of its key go.
-    pub(crate) fn remove(&self, token: Token) -> Result<(Arc<Envelope>, u32)> {
+    pub(crate) fn remove(&self, token: Token) -> Result<Rejected> {
         let mut state = self.state();
         let stored = state.settle(token)?;
         let unlocked = state.unlock(&stored);
@@ -269,6 +302,7 @@ impl State {
             enqueued: if message.delay.is_zero() { now } else { now.after(message.delay) },
             failed_attempts: message.failed_attempts,
             history: message.history.clone(),
+            dead_letter: None,
             receive_count: 0,
             owns_key: false,
         };
@@ -380,7 +414,7 @@ impl State {
         let now = Timestamp::now();
         while taken.len() < max {
             let Some(mut stored) = self.next_ready() else { break };
-            if stored.envelope.is_expired(now) && !stored.is_dead_letter() {
+            if stored.envelope.is_expired(now) && stored.dead_letter.is_none() {
                 self.unlock(&stored);
                 continue;
             }
@@ -452,17 +486,13 @@ impl State {
 }
 
 impl Stored {
-    /// What was rejected is kept, however late somebody looks at it.
-    fn is_dead_letter(&self) -> bool {
-        self.envelope.headers.get(wire::DEAD_LETTER_SOURCE).is_some()
-    }
-
     fn delivery(&self, token: Token) -> Delivery {
         let mut delivery = Delivery::new(self.envelope.clone(), token);
         delivery.receive_count = Some(self.receive_count);
         delivery.failed_attempts = self.failed_attempts;
         delivery.history.clone_from(&self.history);
         delivery.enqueued = Some((self.enqueued, Clock::Broker));
+        delivery.native = self.dead_letter.clone().map(|why| why as Arc<dyn Native>);
         delivery
     }
 }

@@ -160,6 +160,15 @@ impl Sender {
     }
 }
 
+/// Without a close, the collector still ends once all is answered.
+impl Drop for Sender {
+    fn drop(&mut self) {
+        if let Some(live) = self.state().live.take() {
+            live.end();
+        }
+    }
+}
+
 impl fmt::Debug for Sender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sender").finish_non_exhaustive()
@@ -441,6 +450,8 @@ impl Collector {
 
     /// The channel is gone and its confirms are not resolved.
     fn give_up(mut self) {
+        // First, so that nothing is published behind the look at what is new.
+        self.live.end();
         self.take_new();
         for published in self.pending.iter_mut() {
             if let Some(ticket) = published.ticket.take() {
@@ -449,7 +460,6 @@ impl Collector {
                 ticket.done.complete(ticket.index, Err(error.with_retry(Retry::Uncertain)));
             }
         }
-        self.live.end();
     }
 }
 

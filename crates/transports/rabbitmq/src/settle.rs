@@ -291,11 +291,7 @@ fn ack(
     }
 }
 
-/// The class and text of the last failure, for people. Long texts are cut by `Failure` already.
+/// The last failure, for people. Long texts are cut by `Failure` already.
 fn reason(history: &History) -> String {
-    match history.last() {
-        Some(last) if last.message.is_empty() => last.error.clone(),
-        Some(last) => format!("{}: {}", last.error, last.message),
-        None => "rejected".to_owned(),
-    }
+    history.last().map_or_else(|| "rejected".to_owned(), ToString::to_string)
 }

@@ -59,11 +59,17 @@ async fn a_peer_that_says_nothing_is_a_timeout() {
 async fn publishing_and_consuming_have_a_connection_each() {
     let Some(rig) = Rig::new("publishing_and_consuming_have_a_connection_each").await else { return };
     let queue = rig.queue("").await;
-    // Through a proxy that holds everything, one of them alone would stop both.
     let proxy = CuttingProxy::start(&broker(&rig)).await;
     let transport = connect(&format!("amqp://guest:guest@{}/%2f", proxy.address())).await.unwrap();
+    let through = queue_of(&queue, &proxy);
+    let publisher = transport.publisher(&through).await.unwrap();
+    assert_eq!(proxy.connections(), 1);
     let options = throughline_core::ConsumeOptions::default();
-    let consumer = transport.consumer(&queue_of(&queue, &proxy), &options).await.unwrap();
+    let consumer = transport.consumer(&through, &options).await.unwrap();
+    let another = transport.consumer(&through, &options).await.unwrap();
+    assert_eq!(proxy.connections(), 2);
+    publisher.close().await.unwrap();
+    another.close().await.unwrap();
     consumer.close().await.unwrap();
     transport.close().await.unwrap();
     rig.finish().await;

@@ -154,7 +154,7 @@ async fn a_reject_is_a_dead_letter_that_explains_itself() {
         found.and_then(|(_, value)| value.as_str().map(str::to_owned))
     };
     assert_eq!(detail("tl-dead-letter-source").as_deref(), Some(name(&queue)));
-    assert_eq!(detail("tl-dead-letter-reason").as_deref(), Some("http_503: no answer"));
+    assert_eq!(detail("tl-dead-letter-reason").as_deref(), Some("http_503 (ads-api): no answer"));
     letter.ack().await.unwrap();
     reader.close().await.unwrap();
     consumer.close().await.unwrap();
