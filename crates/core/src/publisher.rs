@@ -177,7 +177,8 @@ impl Publisher {
     /// before there was room sends nothing; dropping it later abandons the answer, not the send.
     ///
     /// Errors: a limit or an option that the transport cannot meet (before the network), `Unroutable`, `Refused`,
-    /// `HeldBack`, `Timeout` (also where there was no room in time), `Disconnected`, `Closed`; see [`Error::retry`] for whether sending again is safe.
+    /// `HeldBack`, `Timeout` (also where there was no room in time), `Disconnected`, `Closed`; see [`Error::retry`] for
+    /// whether sending again is safe.
     pub async fn publish(&self, envelope: impl Into<Arc<Envelope>>) -> Result<Receipt> {
         self.enqueue(envelope, SendOptions::default()).await?.receipt().await
     }
@@ -198,8 +199,7 @@ impl Publisher {
         let context = Context::current();
         let mut message = shared.message(envelope.into(), options);
         let span = shared.send_span(&context, &mut message);
-        let measured = shared.check(&message);
-        let size = match measured {
+        let size = match shared.check(&message) {
             Ok(size) => size,
             Err(error) => {
                 if let Some(span) = &span {
@@ -234,7 +234,7 @@ impl Publisher {
             .collect();
         let span = shared.batch_span(&context, &mut messages);
         let count = messages.len();
-        let (answers, all) = answers(count);
+        let (answers, mut all) = answers(count);
         let keys: Vec<_> = messages.iter().map(|message| message.envelope.ordering_key.clone()).collect();
         let mut refused = HashSet::new();
         // Small enough that other publishers get their turn in between.
@@ -273,7 +273,6 @@ impl Publisher {
             items.into_iter().for_each(|item| shared.refuse(item, error.clone()));
             failed = Some(error);
         }
-        let mut all = all;
         let results = match tokio::time::timeout_at(deadline, &mut all).await {
             Ok(results) => results,
             Err(_) => all.take_now(|index| {
