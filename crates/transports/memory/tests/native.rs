@@ -80,7 +80,7 @@ async fn a_key_is_delivered_one_by_one_and_other_keys_go_on() {
     assert_eq!((text(&a1), text(&b1)), ("a1".into(), "b1".into()));
     assert!(is_silent(&mut consumer).await);
     // A retry keeps its place, its delay included.
-    a1.retry(Duration::from_millis(150), "busy").await.unwrap();
+    a1.retry(Duration::from_millis(600), "busy").await.unwrap();
     assert!(is_silent(&mut consumer).await);
     let a1 = next(&mut consumer).await;
     assert_eq!((text(&a1), a1.attempt()), ("a1".into(), 2));
@@ -103,8 +103,8 @@ async fn a_lease_is_extended_while_it_is_held_and_lost_at_its_maximum() {
     let (bus, publisher) = bus("queue=q").await;
     publisher.publish(Envelope::new("x")).await.unwrap();
     let options = ConsumeOptions {
-        lease: Duration::from_millis(200),
-        max_lease: Duration::from_millis(600),
+        lease: Duration::from_secs(1),
+        max_lease: Duration::from_secs(3),
         ..ConsumeOptions::default()
     };
     let mut first = bus.consumer_of("", options).await.unwrap();
@@ -114,10 +114,10 @@ async fn a_lease_is_extended_while_it_is_held_and_lost_at_its_maximum() {
     first.stop().await;
     assert!(first.next().await.is_none());
     // Well over one lease: extended meanwhile.
-    tokio::time::sleep(Duration::from_millis(400)).await;
+    tokio::time::sleep(Duration::from_millis(1800)).await;
     assert!(!held.is_lease_lost());
     assert!(is_silent(&mut second).await);
-    tokio::time::timeout(Duration::from_secs(2), held.lease_lost()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(5), held.lease_lost()).await.unwrap();
     let again = next(&mut second).await;
     assert_eq!((again.receive_count(), again.attempt()), (Some(2), 2));
     assert_eq!(held.ack().await.unwrap_err().kind(), ErrorKind::Stale);
@@ -176,7 +176,7 @@ async fn rejected_messages_keep_everything_and_gain_the_reason() {
 #[tokio::test]
 async fn delay_priority_expiry_and_a_full_queue() {
     let (bus, publisher) = bus("queue=q&max_length=3").await;
-    let delayed = SendOptions::delayed(Duration::from_millis(300));
+    let delayed = SendOptions::delayed(Duration::from_secs(1));
     publisher.publish_with(Envelope::new("late"), delayed).await.unwrap();
     let low = Envelope::builder("t").payload("low").expires_in(Duration::from_secs(9)).build();
     publisher.publish(low).await.unwrap();
@@ -200,7 +200,7 @@ async fn delay_priority_expiry_and_a_full_queue() {
     let late = next(&mut consumer).await;
     assert_eq!(text(&late), "late");
     // A requested delay is not queue delay.
-    assert!(late.queue_delay().unwrap().delay < Duration::from_millis(250), "{:?}", late.queue_delay());
+    assert!(late.queue_delay().unwrap().delay < Duration::from_millis(900), "{:?}", late.queue_delay());
     late.ack().await.unwrap();
     let expired = Envelope::builder("t").expires_in(Duration::ZERO).build();
     publisher.publish(expired).await.unwrap();
@@ -253,10 +253,10 @@ async fn missing_and_deleted_queues_are_said_to_be_so() {
 #[tokio::test]
 async fn a_dead_letter_does_not_expire() {
     let (bus, publisher) = bus("queue=q&dead_letter=dead").await;
-    let envelope = Envelope::builder("t").expires_in(Duration::from_millis(200));
+    let envelope = Envelope::builder("t").expires_in(Duration::from_secs(1));
     publisher.publish(envelope).await.unwrap();
     next(&mut bus.consumer().await.unwrap()).await.reject("bad").await.unwrap();
-    tokio::time::sleep(Duration::from_millis(250)).await;
+    tokio::time::sleep(Duration::from_millis(1100)).await;
     let dead = bus.consumer_of("?queue=dead", ConsumeOptions::default()).await;
     next(&mut dead.unwrap()).await.ack().await.unwrap();
 }
@@ -285,7 +285,7 @@ async fn a_consumer_that_stops_passes_its_wake_up_on() {
         tokio::task::yield_now().await;
         let (_, published) = tokio::join!(stops.stop(), publisher.publish(Envelope::new("x")));
         published.unwrap();
-        let delivery = tokio::time::timeout(Duration::from_millis(500), stays.next()).await;
+        let delivery = tokio::time::timeout(Duration::from_secs(5), stays.next()).await;
         delivery.unwrap().unwrap().unwrap().ack().await.unwrap();
     }
 }
