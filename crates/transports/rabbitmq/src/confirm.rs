@@ -25,7 +25,7 @@ use tokio::task::JoinHandle;
 
 use crate::codec::SHORT;
 use crate::config::Route;
-use crate::connect::{Keeper, answer, close_channel};
+use crate::connect::{Keeper, close_channel, opened};
 use crate::error;
 
 /// How many bytes may be handed to the client and not yet be written to the socket, in KiB: 16 MiB, the largest message
@@ -144,7 +144,7 @@ impl Sender {
             return Ok(live);
         }
         let channel = self.keeper.link().await?.channel().await?;
-        answer(channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        opened(channel.confirm_select(ConfirmSelectOptions::default())).await?;
         let live = Arc::new(Live { channel, inbox: Mutex::default(), told: Notify::new() });
         let mut state = self.state();
         // Another call may have been quicker; its channel is as good, and ours closes as it is dropped.

@@ -26,6 +26,9 @@ use crate::{error, tls};
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 /// How long an answer to a request on a channel may take. Longer than a queue's leader election.
 const ANSWER: Duration = Duration::from_secs(30);
+/// How long each step of opening a channel may take. The client can forget a request when the connection is lost while it
+/// is being made; it is made again, and nobody is to wait long for that.
+const OPENED: Duration = Duration::from_secs(10);
 /// How long a goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(5);
 
@@ -59,7 +62,7 @@ impl Link {
 
     /// A new channel.
     pub(crate) async fn channel(&self) -> Result<Channel> {
-        answer(self.connection.create_channel()).await
+        opened(self.connection.create_channel()).await
     }
 
     /// What the broker and we agreed on: the largest frame, in bytes.
@@ -77,7 +80,16 @@ impl Link {
 
 /// The broker's answer to a request, or an error after [`ANSWER`]: one that comes neither is a hang.
 pub(crate) async fn answer<T>(request: impl Future<Output = lapin::Result<T>>) -> Result<T> {
-    match tokio::time::timeout(ANSWER, request).await {
+    answer_within(ANSWER, request).await
+}
+
+/// The answer to a request that belongs to the opening of a channel.
+pub(crate) async fn opened<T>(request: impl Future<Output = lapin::Result<T>>) -> Result<T> {
+    answer_within(OPENED, request).await
+}
+
+async fn answer_within<T>(time: Duration, request: impl Future<Output = lapin::Result<T>>) -> Result<T> {
+    match tokio::time::timeout(time, request).await {
         Ok(answer) => answer.map_err(error::map),
         Err(_) => Err(error::no_answer()),
     }

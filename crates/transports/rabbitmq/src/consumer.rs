@@ -27,7 +27,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::config::{Destination, Route};
-use crate::connect::{answer, backoff, close_channel};
+use crate::connect::{answer, backoff, close_channel, opened};
 use crate::gate::Gate;
 use crate::message::{deliver, has_expired_on_the_way};
 use crate::publisher::missing;
@@ -165,9 +165,9 @@ impl Consumer {
     async fn connect(&self) -> Result<()> {
         let channel = self.shared.consuming.link().await?.channel().await?;
         let opened = async {
-            answer(channel.basic_qos(self.prefetch, BasicQosOptions::default())).await?;
+            opened(channel.basic_qos(self.prefetch, BasicQosOptions::default())).await?;
             let (tag, options) = (ShortString::default(), BasicConsumeOptions::default());
-            answer(channel.basic_consume(self.queue.clone(), tag, options, FieldTable::default())).await
+            opened(channel.basic_consume(self.queue.clone(), tag, options, FieldTable::default())).await
         };
         let stream = match opened.await {
             Ok(stream) => stream,

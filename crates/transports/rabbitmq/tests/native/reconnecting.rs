@@ -103,7 +103,7 @@ async fn while_it_is_away_messages_fail_safely_and_consumers_wait() {
     let url = format!("amqp://guest:guest@{}/%2f?queue={}", proxy.address(), name(&queue));
     let transport = connect(&url).await.unwrap();
     let address = url.parse().unwrap();
-    let options = PublishOptions { timeout: Duration::from_millis(600), ..PublishOptions::default() };
+    let options = PublishOptions { timeout: Duration::from_millis(1500), ..PublishOptions::default() };
     let publisher = Publisher::new(transport.publisher(&address).await.unwrap(), &address, options);
     let options = throughline_core::ConsumeOptions::default();
     let driver = transport.consumer(&address, &options).await.unwrap();
@@ -113,8 +113,14 @@ async fn while_it_is_away_messages_fail_safely_and_consumers_wait() {
     let held = next(&mut consumer).await;
 
     proxy.refuse();
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    assert_eq!(driver.epoch(), epoch + 1, "the loss is known without a receive");
+    // The loss is known without a receive.
+    for _ in 0..100 {
+        if driver.epoch() != epoch {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(driver.epoch(), epoch + 1);
     assert!(held.is_lease_lost());
     assert_eq!(held.ack().await.unwrap_err().kind(), ErrorKind::Stale);
     let error = publisher.publish(message("lost")).await.unwrap_err();
