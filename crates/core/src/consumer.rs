@@ -62,8 +62,8 @@ pub struct ConsumeOptions {
     /// Whether each receipt of messages from the driver makes a span (a root of its own, linked to the messages).
     pub receive_spans: bool,
     /// Where settlement is [`Deferred`](SettleMeaning::Deferred), how long an ack waits for others to be written with it;
-    /// 5 ms by default. It is written at once when 100 wait or the application waits for messages. Zero: each ack waits
-    /// until it is written.
+    /// 5 ms by default. It is written at once when 100 wait (half of `max_unsettled`, where that is less), or when the
+    /// application waits for messages. Zero: each ack waits until it is written.
     pub settle_linger: Duration,
     /// How long one call to the driver waits for messages (SQS: the long poll); 20 s by default.
     pub poll: Duration,

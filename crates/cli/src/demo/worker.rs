@@ -42,8 +42,10 @@ pub(super) async fn work(
         let settled = match delivery.process(sync_report(&delivery, client, ads_api)).await {
             Ok(()) => break delivery.ack().await.map_err(Failure::from),
             Err(failed) if delivery.attempt() >= MAX_ATTEMPTS => {
-                let text = format!("attempt {} failed too: {failed}", delivery.attempt());
-                let _ = delivery.reject(failed.attempt()).await;
+                let mut text = format!("attempt {} failed too: {failed}", delivery.attempt());
+                if let Err(error) = delivery.reject(failed.attempt()).await {
+                    text.push_str(&format!("; the message was not rejected: {error}"));
+                }
                 break Err(Failure::new(Exit::Failed, text));
             }
             Err(failed) => delivery.retry(RETRY_DELAY, failed.attempt()).await,

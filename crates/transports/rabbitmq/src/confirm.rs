@@ -118,7 +118,9 @@ impl Sender {
             live.end();
         }
         for collector in collectors {
-            let _ = collector.await;
+            if let Err(error) = collector.await {
+                tracing::error!(%error, "the task that collects confirms failed");
+            }
         }
         if let Some(live) = live {
             close_channel(&live.channel).await;

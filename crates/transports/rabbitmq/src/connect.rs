@@ -174,8 +174,10 @@ impl Keeper {
             state.closed = true;
             (state.link.take(), state.task.take())
         };
-        if let Some(task) = task {
-            let _ = task.await;
+        if let Some(task) = task
+            && let Err(error) = task.await
+        {
+            tracing::error!(%error, "the task that connects failed");
         }
         let late = self.0.state().link.take();
         for link in link.into_iter().chain(late) {

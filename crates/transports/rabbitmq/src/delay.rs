@@ -150,6 +150,8 @@ mod tests {
     #[test]
     fn a_delay_is_rounded_up_never_down() {
         assert!(TIERS.is_sorted());
+        // What the capability table promises.
+        assert_eq!(throughline_core::capabilities::RABBITMQ.limits.delay, Some(MAX_DELAY));
         assert_eq!(tier(Duration::from_millis(1)), Some(100));
         assert_eq!(tier(Duration::from_millis(100)), Some(100));
         assert_eq!(tier(Duration::from_micros(100_001)), Some(250));
