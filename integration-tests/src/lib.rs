@@ -1,11 +1,14 @@
 //! Throughline against real brokers and foreign clients; the tests are in `tests/`, and what they share is here.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+pub mod flow;
+pub mod ledger;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use throughline_testkit::endpoint;
@@ -125,4 +128,22 @@ async fn serve(stream: TcpStream, keep: Arc<Mutex<Vec<u8>>>) {
 /// A name that no other test uses.
 pub fn unique(what: &str) -> String {
     format!("it.{what}.{}", uuid::Uuid::now_v7().simple())
+}
+
+/// When a fault test that repeats itself may end: at once, or after `THROUGHLINE_SOAK` (`30m`).
+pub fn soak() -> Instant {
+    let time = std::env::var("THROUGHLINE_SOAK").ok().filter(|time| !time.is_empty());
+    let time =
+        time.map(|time| humantime::parse_duration(&time).expect("THROUGHLINE_SOAK is a duration: 30m"));
+    Instant::now() + time.unwrap_or_default()
+}
+
+/// Shows the log of this test's programs and libraries where a failed test shows its output: what a reconnecting client
+/// did is otherwise past finding out.
+pub fn log() {
+    let log = tracing_subscriber::fmt()
+        .with_test_writer()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG);
+    // Another test of this process may have been first.
+    let _ = log.try_init();
 }

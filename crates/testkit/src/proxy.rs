@@ -1,8 +1,8 @@
-//! A TCP proxy on loopback that can be cut, refused and held.
+//! A TCP proxy on loopback that can be cut, at a byte if need be, refused and held.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -17,16 +17,31 @@ enum Mode {
     Open,
     /// Keeps connections open and passes nothing on.
     Held,
+    /// The same, but what clients say is passed on.
+    RepliesHeld,
     /// Closes what comes.
     Refused,
 }
+
+/// Which way bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Requests,
+    Replies,
+}
+
+/// How many bytes of replies may still pass before everything is cut; `None`: all.
+type Allowance = Arc<Mutex<Option<usize>>>;
+
+/// The mode, and how often everything was cut.
+type State = Arc<watch::Sender<(Mode, u64)>>;
 
 /// A proxy in front of one address. Dropping it cuts everything.
 #[derive(Debug)]
 pub struct CuttingProxy {
     address: SocketAddr,
-    /// The mode, and how often everything was cut.
-    state: Arc<watch::Sender<(Mode, u64)>>,
+    state: State,
+    allowance: Allowance,
     connections: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
@@ -37,7 +52,8 @@ impl CuttingProxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
         let address = listener.local_addr().expect("a bound listener has an address");
         let state = Arc::new(watch::channel((Mode::Open, 0)).0);
-        let (target, from) = (target.to_owned(), state.clone());
+        let allowance = Allowance::default();
+        let (target, from, allowed) = (target.to_owned(), state.clone(), allowance.clone());
         let connections = Arc::new(AtomicUsize::new(0));
         let counted = connections.clone();
         let task = tokio::spawn(async move {
@@ -49,11 +65,12 @@ impl CuttingProxy {
                 counted.fetch_add(1, Ordering::SeqCst);
                 let (client_read, client_write) = client.into_split();
                 let (server_read, server_write) = server.into_split();
-                tokio::spawn(pass(client_read, server_write, from.subscribe()));
-                tokio::spawn(pass(server_read, client_write, from.subscribe()));
+                let (from, allowed) = (from.clone(), allowed.clone());
+                tokio::spawn(pass(Way::Requests, client_read, server_write, from.clone(), allowed.clone()));
+                tokio::spawn(pass(Way::Replies, server_read, client_write, from, allowed));
             }
         });
-        Self { address, state, connections, task }
+        Self { address, state, allowance, connections, task }
     }
 
     /// How many connections it has passed on so far.
@@ -81,6 +98,17 @@ impl CuttingProxy {
         self.state.send_modify(|state| state.0 = Mode::Held);
     }
 
+    /// Passes on what clients say, and none of the replies, until [`restore`](Self::restore) or a cut.
+    pub fn hold_replies(&self) {
+        self.state.send_modify(|state| state.0 = Mode::RepliesHeld);
+    }
+
+    /// Cuts every connection once so many more bytes of replies have passed, in the middle of a frame if it comes so; new
+    /// ones are accepted.
+    pub fn cut_after_replies(&self, bytes: usize) {
+        *self.allowance.lock().expect("nobody panics with it") = Some(bytes);
+    }
+
     /// Passes everything on again.
     pub fn restore(&self) {
         self.state.send_modify(|state| state.0 = Mode::Open);
@@ -95,22 +123,46 @@ impl Drop for CuttingProxy {
 }
 
 /// Passes bytes on one way until either side ends, or it is cut.
-async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut state: watch::Receiver<(Mode, u64)>) {
-    let epoch = state.borrow().1;
+async fn pass(way: Way, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, state: State, allowance: Allowance) {
+    let mut now = state.subscribe();
+    let epoch = now.borrow().1;
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let read = tokio::select! {
             read = from.read(&mut buffer) => read,
-            cut = state.wait_for(|state| state.1 != epoch) => { let _ = cut; return }
+            cut = now.wait_for(|state| state.1 != epoch) => { let _ = cut; return }
         };
         let Ok(count @ 1..) = read else { return };
-        match state.wait_for(|state| state.0 != Mode::Held || state.1 != epoch).await {
+        let is_held = |mode| mode == Mode::Held || mode == Mode::RepliesHeld && way == Way::Replies;
+        match now.wait_for(|state| !is_held(state.0) || state.1 != epoch).await {
             Ok(now) if now.1 == epoch => {}
             _ => return,
         }
+        let (count, is_last) = if way == Way::Replies { allow(&allowance, count) } else { (count, false) };
         let Some(bytes) = buffer.get(..count) else { return };
         if to.write_all(bytes).await.is_err() {
             return;
         }
+        if is_last {
+            state.send_modify(|state| *state = (Mode::Open, state.1 + 1));
+            return;
+        }
+    }
+}
+
+/// How many of these bytes may pass, and whether everything is cut behind them.
+fn allow(allowance: &Allowance, count: usize) -> (usize, bool) {
+    let mut allowance = allowance.lock().expect("nobody panics with it");
+    match &mut *allowance {
+        Some(left) if *left > count => {
+            *left -= count;
+            (count, false)
+        }
+        Some(left) => {
+            let last = *left;
+            *allowance = None;
+            (last, true)
+        }
+        None => (count, false),
     }
 }

@@ -23,7 +23,7 @@ use crate::{error, tls};
 
 /// The first wait after a failed attempt, and the longest. Each is shortened by up to half, at random, so that the
 /// clients of a restarted broker do not come all at once.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// How long an answer to a request on a channel may take. Longer than a queue's leader election.
 const ANSWER: Duration = Duration::from_secs(30);
 /// How long each step of opening a channel may take. The client can forget a request when the connection is lost while it
@@ -102,11 +102,26 @@ pub(crate) async fn close_channel(channel: &Channel) {
     }
 }
 
+/// Counts the connections made to one broker, so that who waits for it need not wait longer than who got there first.
+#[derive(Clone, Debug)]
+pub(crate) struct Reached(Arc<watch::Sender<u64>>);
+
+impl Reached {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(watch::Sender::new(0)))
+    }
+
+    fn count(&self) -> u64 {
+        *self.0.borrow()
+    }
+}
+
 /// Keeps one connection.
 pub(crate) struct Keeper(Arc<Inner>);
 
 struct Inner {
     settings: Settings,
+    reached: Reached,
     /// What the connection is for, in its name.
     role: &'static str,
     tls: Option<Arc<RustlsConnector>>,
@@ -119,9 +134,17 @@ struct State {
     attempt: Option<Attempt>,
     task: Option<JoinHandle<()>>,
     failures: u32,
-    /// No attempt before then; until then the last error is the answer.
-    pause: Option<(Instant, Error)>,
+    pause: Option<Pause>,
     closed: bool,
+}
+
+/// No attempt for a while after a failed one; until then its error is the answer.
+#[derive(Clone)]
+struct Pause {
+    until: Instant,
+    error: Error,
+    /// How many connections had been made to the broker. One more ends the pause.
+    reached: u64,
 }
 
 /// The outcome of the attempt under way, which all who ask wait for.
@@ -129,8 +152,13 @@ type Attempt = watch::Receiver<Option<Result<Arc<Link>>>>;
 
 impl Keeper {
     /// Reads the TLS files; connects nothing yet.
-    pub(crate) fn new(settings: Settings, role: &'static str, tls: Option<Arc<RustlsConnector>>) -> Self {
-        Self(Arc::new(Inner { settings, role, tls, state: Mutex::default() }))
+    pub(crate) fn new(
+        settings: Settings,
+        role: &'static str,
+        tls: Option<Arc<RustlsConnector>>,
+        reached: Reached,
+    ) -> Self {
+        Self(Arc::new(Inner { settings, reached, role, tls, state: Mutex::default() }))
     }
 
     /// The connection; made if there is none. One attempt: its failure is the answer, and that of the pause after it.
@@ -151,20 +179,24 @@ impl Keeper {
                 }
                 None => {}
             }
-            match (&state.attempt, &state.pause) {
+            match (&state.attempt, self.0.pause(&state)) {
                 (Some(attempt), _) => attempt.clone(),
-                (None, Some((until, error))) if *until > Instant::now() => return Err(error.clone()),
-                (None, _) => self.0.clone().attempt(&mut state),
+                (None, Some(pause)) => return Err(pause.error.clone()),
+                (None, None) => self.0.clone().attempt(&mut state),
             }
         };
         let outcome = attempt.wait_for(Option::is_some).await.map_err(|_| error::disconnected("closed"))?;
         outcome.clone().unwrap_or_else(|| Err(error::disconnected("closed")))
     }
 
-    /// When the next attempt may be made: now, unless one has just failed.
-    pub(crate) fn next_attempt(&self) -> Instant {
-        let state = self.0.state();
-        state.pause.as_ref().map_or_else(Instant::now, |(until, _)| *until)
+    /// Waits until the next attempt may be made. Gives whether that was a wait: whether the last attempt failed.
+    pub(crate) async fn pause(&self) -> bool {
+        let pause = self.0.pause(&self.0.state()).cloned();
+        let Some(pause) = pause else { return false };
+        let mut reached = self.0.reached.0.subscribe();
+        let _ =
+            tokio::time::timeout_at(pause.until, reached.wait_for(|reached| *reached > pause.reached)).await;
+        true
     }
 
     /// Closes the connection, and waits for an attempt under way.
@@ -197,6 +229,12 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The pause that is still to be kept.
+    fn pause<'a>(&self, state: &'a State) -> Option<&'a Pause> {
+        let pause = state.pause.as_ref()?;
+        (pause.until > Instant::now() && pause.reached == self.reached.count()).then_some(pause)
+    }
+
     /// Starts an attempt in a task of its own, so that it outlives who asked for it.
     fn attempt(self: Arc<Self>, state: &mut State) -> Attempt {
         let (sender, attempt) = watch::channel(None);
@@ -220,12 +258,14 @@ impl Inner {
                 state.failures = 0;
                 state.pause = None;
                 state.link = Some(link.clone());
+                self.reached.0.send_modify(|reached| *reached += 1);
             }
             Err(error) => {
                 let pause = backoff(state.failures);
                 state.failures = state.failures.saturating_add(1);
                 tracing::debug!(%error, ?pause, "connecting to RabbitMQ failed");
-                state.pause = Some((Instant::now() + pause, error.clone()));
+                let (until, reached) = (Instant::now() + pause, self.reached.count());
+                state.pause = Some(Pause { until, error: error.clone(), reached });
             }
         }
     }

@@ -232,9 +232,16 @@ impl Consumer {
         if error.retry() == Retry::Never {
             return Err(error);
         }
-        let pause = backoff(self.failures.fetch_add(1, Ordering::Relaxed));
-        let until = self.shared.consuming.next_attempt().max(Instant::now() + pause);
-        let _ = tokio::time::timeout_at(until, stopping.wait_for(|stopping| *stopping)).await;
+        let pause = async {
+            // The connection has its own pause; only what fails on a good one is counted here.
+            if !self.shared.consuming.pause().await {
+                tokio::time::sleep(backoff(self.failures.fetch_add(1, Ordering::Relaxed))).await;
+            }
+        };
+        tokio::select! {
+            () = pause => {}
+            _ = stopping.wait_for(|stopping| *stopping) => {}
+        }
         Err(error)
     }
 

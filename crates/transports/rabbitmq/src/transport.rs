@@ -10,7 +10,7 @@ use throughline_core::{Address, Capabilities, ConsumeOptions, Result, capabiliti
 
 use crate::admin;
 use crate::config::{Destination, OPTIONS, Settings, bad, same_vhost};
-use crate::connect::{Keeper, tls_connector};
+use crate::connect::{Keeper, Reached, tls_connector};
 use crate::consumer::Consumer;
 use crate::delay::Tiers;
 use crate::publisher::Publisher;
@@ -48,8 +48,10 @@ pub(crate) fn connect(address: Address) -> Connecting {
         Destination::of(&address)?;
         let tls = tls_connector(&settings).await?;
         let (host, port) = (settings.host.clone(), settings.port);
-        let publishing = Arc::new(Keeper::new(settings.clone(), "publishing", tls.clone()));
-        let consuming = Arc::new(Keeper::new(settings, "consuming", tls));
+        let reached = Reached::new();
+        let publishing = Keeper::new(settings.clone(), "publishing", tls.clone(), reached.clone());
+        let consuming = Keeper::new(settings, "consuming", tls, reached);
+        let (publishing, consuming) = (Arc::new(publishing), Arc::new(consuming));
         publishing.link().await?;
         let tiers = Tiers::new(publishing.clone());
         let shared = Arc::new(Shared { publishing, consuming, tiers, host, port });
