@@ -8,12 +8,10 @@ use throughline::{Bus, Consumer, Envelope, KeyOrder, PublishOptions, Publisher};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::ledger::{Id, Ledger, Summary};
+use crate::ledger::{Id, Ledger, Summary, UNKEYED};
 
 /// Ordering keys, each with a publisher task of its own.
 const KEYS: u32 = 8;
-/// The key number of messages that have no ordering key.
-const UNKEYED: u32 = 0;
 /// Messages without a key are published in batches of so many.
 const BATCH: u64 = 20;
 /// The pause of each publishing task between two messages, or batches.

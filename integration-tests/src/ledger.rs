@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 /// A message: its ordering key's number and its place within the key.
 pub type Id = (u32, u64);
 
+/// The key number of messages that have no ordering key, and so no order.
+pub const UNKEYED: u32 = 0;
+
 /// What happened on both sides. Shared by the tasks of a flow.
 #[derive(Debug)]
 pub struct Ledger {
@@ -64,7 +67,9 @@ impl Ledger {
         }
         let (key, place) = id;
         match entries.furthest.get(&key) {
-            Some(&furthest) if furthest > place => entries.out_of_order.push((id, furthest)),
+            Some(&furthest) if furthest > place && key != UNKEYED => {
+                entries.out_of_order.push((id, furthest));
+            }
             _ => drop(entries.furthest.insert(key, place)),
         }
     }

@@ -143,7 +143,7 @@ pub fn soak() -> Instant {
 pub fn log() {
     let log = tracing_subscriber::fmt()
         .with_test_writer()
-        .with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG);
+        .with_max_level(tracing_subscriber::filter::LevelFilter::INFO);
     // Another test of this process may have been first.
     let _ = log.try_init();
 }

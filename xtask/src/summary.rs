@@ -67,6 +67,8 @@ pub(crate) struct Summary {
     pub(crate) tally: Tally,
     /// Tests that returned early. The test harness has counted these as passed.
     pub(crate) skipped_tests: Vec<Skip>,
+    /// What tests have measured: `test-name<TAB>text`, a line each.
+    pub(crate) measured: String,
     /// What was not even started.
     pub(crate) skipped_steps: Vec<Skip>,
     /// Whether a skip is a failure.
@@ -88,6 +90,15 @@ impl Summary {
             let outcome = if *passed { "ok" } else { "FAILED" };
             let line = format!("  {name:<width$}  {outcome:<6} {:>7.1} s  {note}", took.as_secs_f64());
             let _ = writeln!(text, "{}", line.trim_end());
+        }
+        if !self.measured.is_empty() {
+            text.push_str("\n== measured\n");
+            let mut lines: Vec<_> = self.measured.lines().collect();
+            // Of one test in its order; tests run side by side.
+            lines.sort_by_key(|line| line.split('\t').next());
+            for line in lines {
+                let _ = writeln!(text, "  {}", line.replacen('\t', ": ", 1));
+            }
         }
         let returned_early = self.skipped_tests.len() as u64;
         let skipped = self.tally.ignored + returned_early + self.skipped_steps.len() as u64;

@@ -176,9 +176,14 @@ impl Run<'_> {
 
     fn cargo_test(&mut self) -> Result<(bool, String)> {
         let skip_log = self.folder.path().join("skipped");
+        let measured_log = self.folder.path().join("measured");
         fs::write(&skip_log, "")?;
+        fs::write(&measured_log, "")?;
         let mut command = self.cargo_test_command();
-        command.env(tb::SKIP_LOG_VAR, &skip_log).envs(self.exports.iter().cloned());
+        command
+            .env(tb::SKIP_LOG_VAR, &skip_log)
+            .env(tb::MEASURED_LOG_VAR, &measured_log)
+            .envs(self.exports.iter().cloned());
         if self.args.cargo.is_empty() {
             // All that is wrong, not only the first.
             command.arg("--no-fail-fast");
@@ -194,6 +199,7 @@ impl Run<'_> {
             tally.failed = 1;
         }
         self.summary.skipped_tests = skips(&fs::read_to_string(&skip_log)?);
+        self.summary.measured = fs::read_to_string(&measured_log)?;
         let Tally { passed, failed, ignored } = tally;
         self.summary.tally.passed += passed;
         self.summary.tally.failed += failed;

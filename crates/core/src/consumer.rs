@@ -462,8 +462,12 @@ async fn settle_until_closed(shared: Arc<Shared>) -> Result<()> {
             if ops.is_empty() {
                 continue;
             }
-            for settled in settle::settle(&*driver, ops).await {
-                answer(&shared, settled);
+            let settled = settle::settle(&*driver, ops).await;
+            let failed = settled.into_iter().filter_map(|settled| answer(&shared, settled));
+            // A lost channel takes hundreds along: one line for all.
+            if let (count, Some(error)) = failed.fold((0, None), |(count, _), error| (count + 1, Some(error)))
+            {
+                tracing::warn!(count, %error, "deferred acks failed: these messages will be delivered again");
             }
         }
         for op in shared.queue.close() {
@@ -478,18 +482,21 @@ async fn settle_until_closed(shared: Arc<Shared>) -> Result<()> {
     }
 }
 
-fn answer(shared: &Shared, Settled { op, result, took }: Settled) {
+/// Gives the outcome to who waits for it. Where nobody does, and it makes a duplicate, gives the error.
+fn answer(shared: &Shared, Settled { op, result, took }: Settled) -> Option<Error> {
     let result = result.map_err(|error| error.at("settle", &shared.address));
     shared.instruments.settled(op.settlement.name(), took, result.as_ref().err());
     shared.off(&op);
-    if let (None, Err(error)) = (&op.slot, &result) {
-        // A release is only a courtesy; an ack that failed makes a duplicate.
-        if matches!(op.settlement, Settlement::Ack) {
-            shared.settle_errors.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(error = %error, "a deferred ack failed: the message will be delivered again");
+    match op.slot {
+        Some(slot) => {
+            slot.answer(result);
+            None
         }
-    }
-    if let Some(slot) = op.slot {
-        slot.answer(result);
+        // A release is only a courtesy; an ack that failed makes a duplicate.
+        None if matches!(op.settlement, Settlement::Ack) && result.is_err() => {
+            shared.settle_errors.fetch_add(1, Ordering::Relaxed);
+            result.err()
+        }
+        None => None,
     }
 }

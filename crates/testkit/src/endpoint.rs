@@ -26,3 +26,8 @@ pub fn skip(test: &str, reason: &str) {
     assert!(std::env::var("CI").as_deref() != Ok("true"), "{test} {reason}, and in CI nothing is skipped");
     throughline_brokers::skip(test, reason);
 }
+
+/// Says what a test has counted or timed: at once, and once more at the end of `cargo xtask test`.
+pub fn measured(test: &str, text: &str) {
+    throughline_brokers::measured(test, text);
+}

@@ -43,6 +43,9 @@ pub const PYTHON_VAR: &str = "THROUGHLINE_PYTHON";
 /// The variable that names the file to which [`skip`] writes.
 pub const SKIP_LOG_VAR: &str = "THROUGHLINE_SKIP_LOG";
 
+/// The variable that names the file to which [`measured`] writes.
+pub const MEASURED_LOG_VAR: &str = "THROUGHLINE_MEASURED_LOG";
+
 /// What `cargo xtask` must know about a kind of broker, to bring one up for a whole run.
 pub trait Kind: Sync {
     /// The transport's name, which is also its Compose service's.
@@ -149,8 +152,20 @@ pub fn redacted(url: &str) -> String {
 /// ```
 pub fn skip(test: &str, reason: &str) {
     say(&format!("SKIPPED {test}: {reason}"));
-    let Some(log) = env::var_os(SKIP_LOG_VAR) else { return };
-    let line = format!("{test}\t{}\n", reason.replace('\n', " "));
+    note(SKIP_LOG_VAR, test, reason);
+}
+
+/// For a test that has counted or timed something worth reading although it passed: `cargo xtask test` shows it at the
+/// end.
+pub fn measured(test: &str, text: &str) {
+    say(&format!("{test}: {text}"));
+    note(MEASURED_LOG_VAR, test, text);
+}
+
+/// Appends to the log that the variable names, if it names one.
+fn note(variable: &str, test: &str, text: &str) {
+    let Some(log) = env::var_os(variable) else { return };
+    let line = format!("{test}\t{}\n", text.trim().replace('\n', "; "));
     let written = OpenOptions::new().create(true).append(true).open(&log).and_then(|mut log| {
         use std::io::Write;
         // One write: other tests append at the same time.
