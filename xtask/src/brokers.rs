@@ -109,7 +109,7 @@ pub(crate) fn provide(
         }
     }
     if !kind.installed() {
-        kind.package().install(permission)?;
+        kind.install(permission)?;
     }
     eprintln!("starting {} …", kind.name());
     Ok(Provided::started(kind, Origin::Native, kind.start(base)?))

@@ -154,7 +154,7 @@ impl Run<'_> {
             }
             // Tests that kill and restart a broker start one of their own, whoever provides the shared one.
             if self.ci && !kind.installed() {
-                kind.package().install(permission)?;
+                kind.install(permission)?;
             }
         }
         match brokers::python(permission) {

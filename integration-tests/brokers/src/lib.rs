@@ -25,6 +25,7 @@ use anyhow::Result;
 pub mod compose;
 pub mod folder;
 pub mod install;
+pub mod kafka;
 pub mod ports;
 pub mod process;
 pub mod python;
@@ -32,6 +33,7 @@ pub mod rabbitmq;
 
 pub use folder::{Origin, Record, reap, stop_everything_of_this_process};
 pub use install::{NotInstalled, Package, Permission};
+pub use kafka::Kafka;
 pub use rabbitmq::{RabbitMq, StartOptions};
 
 /// One environment variable for the tests: name and value.
@@ -56,8 +58,8 @@ pub trait Kind: Sync {
     fn vars(&self) -> &'static [&'static str];
     /// Whether this machine can start a native one.
     fn installed(&self) -> bool;
-    /// The packages that make it [`installed`](Kind::installed).
-    fn package(&self) -> &'static Package;
+    /// Makes it [`installed`](Kind::installed), or says with [`NotInstalled`] why not and how to.
+    fn install(&self, permission: Permission) -> Result<()>;
     /// Starts a native one below `base` and waits until it answers.
     fn start(&self, base: &Path) -> Result<Box<dyn Started>>;
     /// The ports that the Compose service publishes.
@@ -87,7 +89,7 @@ pub struct Health {
 
 /// Every kind of broker there is.
 pub fn kinds() -> &'static [&'static dyn Kind] {
-    &[&rabbitmq::KIND]
+    &[&rabbitmq::KIND, &kafka::KIND]
 }
 
 /// The kind with this name.

@@ -110,6 +110,19 @@ impl FromStr for ProcessId {
     }
 }
 
+/// Why a start failed, as far as the next step depends on it.
+pub(crate) enum StartError {
+    /// Somebody took one of the ports between our look and the broker's bind.
+    LostPort(anyhow::Error),
+    Other(anyhow::Error),
+}
+
+impl From<anyhow::Error> for StartError {
+    fn from(error: anyhow::Error) -> Self {
+        StartError::Other(error)
+    }
+}
+
 /// What a process that has ended, and that nobody has waited for, counts as.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Zombie {
@@ -190,6 +203,11 @@ pub(crate) struct Running {
 }
 
 impl Running {
+    /// Which process it is.
+    pub(crate) fn id(&self) -> &ProcessId {
+        &self.id
+    }
+
     /// How it ended, if it did.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()

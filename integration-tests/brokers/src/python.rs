@@ -13,10 +13,10 @@ use crate::install::{NotInstalled, Package, Permission, find_program};
 use crate::{PYTHON_VAR, cache_folder, folder, process, say};
 
 /// What is installed, pinned: a foreign client is part of what the tests compare with. A later transport adds its own.
-const REQUIREMENTS: &[&str] = &["pika==1.3.2"];
+const REQUIREMENTS: &[&str] = &["pika==1.3.2", "confluent-kafka==2.16.1"];
 
 /// Fails unless every requirement can be imported.
-const CHECK: &str = "import pika";
+const CHECK: &str = "import pika, confluent_kafka";
 
 const PACKAGE: Package = Package {
     what: "Python 3 with venv",

@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 
 use self::probe::handshake;
-use self::setup::{Ports, Programs, StartError, script_folders, start_epmd, write_config};
+use self::setup::{Ports, Programs, script_folders, start_epmd, write_config};
 use crate::compose;
 use crate::folder::{self, Folder, Origin};
-use crate::install::Package;
-use crate::process::{self, ProcessId, Running, Signal};
+use crate::install::{Package, Permission};
+use crate::process::{self, ProcessId, Running, Signal, StartError};
 use crate::{Export, Health, Kind, Started, base_folder, redacted};
 
 mod probe;
@@ -30,6 +30,13 @@ pub const MANAGEMENT_URL_VAR: &str = "THROUGHLINE_RABBITMQ_MANAGEMENT_URL";
 
 /// The kind, for [`crate::kinds`].
 pub(crate) const KIND: RabbitMqKind = RabbitMqKind;
+
+const PACKAGE: Package = Package {
+    what: "RabbitMQ",
+    why: "by the tests that talk to a real broker",
+    debian: &["rabbitmq-server"],
+    homebrew: &["rabbitmq"],
+};
 
 const NODE: &str = "r1@localhost";
 
@@ -423,13 +430,8 @@ impl Kind for RabbitMqKind {
         RabbitMq::installed()
     }
 
-    fn package(&self) -> &'static Package {
-        &Package {
-            what: "RabbitMQ",
-            why: "by the tests that talk to a real broker",
-            debian: &["rabbitmq-server"],
-            homebrew: &["rabbitmq"],
-        }
+    fn install(&self, permission: Permission) -> Result<()> {
+        PACKAGE.install(permission)
     }
 
     fn start(&self, base: &Path) -> Result<Box<dyn Started>> {

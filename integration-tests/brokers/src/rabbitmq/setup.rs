@@ -13,20 +13,7 @@ use super::StartOptions;
 use crate::folder::Folder;
 use crate::install::find_program;
 use crate::ports;
-use crate::process::{self, Running};
-
-/// Why a start failed, as far as the next step depends on it.
-pub(super) enum StartError {
-    /// Somebody took one of the ports between our look and the broker's bind.
-    LostPort(anyhow::Error),
-    Other(anyhow::Error),
-}
-
-impl From<anyhow::Error> for StartError {
-    fn from(error: anyhow::Error) -> Self {
-        StartError::Other(error)
-    }
-}
+use crate::process::{self, Running, StartError};
 
 #[derive(Clone, Debug)]
 pub(super) struct Programs {
