@@ -177,7 +177,7 @@ pub(crate) fn status(json: bool, base: &Path) -> Result<Outcome> {
         let rows: Vec<_> = rows.iter().map(Status::json).collect();
         println!("{}", serde_json::to_string_pretty(&rows)?);
     } else {
-        println!("{:<10} {:<12} {:<9} {:<12} ADDRESS", "BROKER", "FROM", "VERSION", "STATE");
+        println!("{:<10} {:<12} {:<16} {:<12} ADDRESS", "BROKER", "FROM", "VERSION", "STATE");
         for row in &rows {
             println!("{row}");
         }
@@ -242,7 +242,7 @@ impl fmt::Display for Status {
         let origin = origin.map_or("-", Origin::as_str);
         let version = version.as_deref().unwrap_or("-");
         let url = url.as_deref().unwrap_or("-");
-        write!(f, "{broker:<10} {origin:<12} {version:<9} {state:<12} {url}")?;
+        write!(f, "{broker:<10} {origin:<12} {version:<16} {state:<12} {url}")?;
         match problem {
             Some(problem) => write!(f, "\n{:<10} {problem}", ""),
             None => Ok(()),

@@ -245,8 +245,8 @@ impl Run<'_> {
 
 /// Why the quickstart of this transport cannot run, if it cannot. A transport without a kind of broker needs none.
 fn missing_broker(transport: &str, provided: &[Provided]) -> Option<String> {
-    let kind = tb::kind(transport)?;
-    let there = provided.iter().any(|broker| broker.kind.name() == transport);
+    let kind = tb::kinds().iter().find(|kind| kind.serves(transport))?;
+    let there = provided.iter().any(|broker| broker.kind.name() == kind.name());
     let named = brokers::given(kind.endpoint_var()).is_some();
     (!there && !named).then(|| format!("no broker; {} is not set", kind.endpoint_var()))
 }

@@ -2,16 +2,17 @@
 //!
 //! One JVM that is broker and controller (KRaft), from the published jars, with a folder and ports of its own.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 
 use self::setup::{Ports, VERSION, class_path};
-use crate::folder::{self, Folder, Origin};
+use crate::folder;
 use crate::install::Permission;
-use crate::process::{self, Running, Signal, StartError};
+use crate::native::{Native, retried};
+use crate::process::StartError;
 use crate::{Export, Health, Kind, Started, base_folder, compose};
 
 mod probe;
@@ -27,9 +28,6 @@ pub(crate) const KIND: KafkaKind = KafkaKind;
 const START_TIMEOUT: Duration = Duration::from_secs(180);
 /// A stop in good order hands over its partitions and writes what is in memory.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
-/// How many times a lost race for a port is run again.
-const ATTEMPTS: usize = 4;
-
 /// What a private broker is started with.
 #[derive(Clone, Debug)]
 pub struct StartOptions {
@@ -60,13 +58,9 @@ impl Default for StartOptions {
 /// ```
 #[derive(Debug)]
 pub struct Kafka {
-    folder: Folder,
+    native: Native,
     class_path: PathBuf,
     ports: Ports,
-    /// `None` while it is stopped.
-    server: Option<Running>,
-    /// Set once the broker is to outlive this value.
-    left_running: bool,
 }
 
 impl Kafka {
@@ -82,27 +76,18 @@ impl Kafka {
             "Apache Kafka is not installed: no `java` on the PATH, or its jars are not in the cache \
              (`cargo xtask brokers up kafka` brings both)",
         )?;
-        let mut attempt = 1;
-        loop {
-            match Self::try_start(&class_path, options) {
-                Ok(broker) => return Ok(broker),
-                Err(StartError::LostPort(_)) if attempt < ATTEMPTS => attempt += 1,
-                Err(StartError::LostPort(error) | StartError::Other(error)) => return Err(error),
-            }
-        }
+        retried(|| Self::try_start(&class_path, options))
     }
 
     fn try_start(class_path: &Path, options: &StartOptions) -> Result<Self, StartError> {
         let ports = Ports::free()?;
-        let folder = Folder::create(&options.base, KIND.name(), Origin::Native)?;
-        // From here on dropping it leaves nothing behind.
-        let class_path = class_path.to_path_buf();
-        let mut broker = Self { folder, class_path, ports, server: None, left_running: false };
-        let properties = setup::properties(broker.folder.path(), ports, &options.config);
-        fs::write(broker.properties(), properties).context("cannot write the broker's configuration")?;
-        setup::format(&broker.class_path, &broker.properties(), |id| broker.folder.add_process(id))?;
+        let mut native = Native::create(&options.base, KIND.name())?;
+        let properties = setup::properties(native.folder(), ports, &options.config);
+        fs::write(properties_file(&native), properties).context("cannot write the broker's configuration")?;
+        setup::format(class_path, &properties_file(&native), |id| native.record(id))?;
+        native.add_endpoint(&exports(ports.broker), VERSION)?;
+        let mut broker = Self { native, class_path: class_path.to_path_buf(), ports };
         broker.start_server()?;
-        broker.folder.add_endpoint(&broker.exports(), Some(VERSION))?;
         Ok(broker)
     }
 
@@ -123,116 +108,54 @@ impl Kafka {
 
     /// The broker's own folder: `server.properties`, `server.log`, `data/`.
     pub fn folder(&self) -> &Path {
-        self.folder.path()
+        self.native.folder()
     }
 
     /// Whether the JVM runs (paused counts).
     pub fn is_running(&mut self) -> bool {
-        self.server.as_mut().is_some_and(|server| server.ended().is_none())
+        self.native.is_running()
     }
 
     /// SIGKILL. Returns when the process is gone; the data stays for [`restart`](Self::restart).
     pub fn kill(&mut self) {
-        if let Some(mut server) = self.server.take() {
-            server.kill();
-        }
+        self.native.kill();
     }
 
     /// Stops it in good order (SIGTERM; SIGKILL after a minute). The data stays for [`restart`](Self::restart).
     pub fn stop(&mut self) {
-        if let Some(server) = &mut self.server {
-            // A paused one could not hear anything else.
-            server.id().signal(Signal::CONT);
-            server.id().signal(Signal::TERM);
-            server.wait(STOP_TIMEOUT);
-        }
-        self.kill();
+        self.native.stop(STOP_TIMEOUT);
     }
 
     /// Starts it again with the same ports and data, and waits until it answers. Stops it first if it runs.
     pub fn restart(&mut self) -> Result<()> {
         self.stop();
-        match self.start_server() {
-            Ok(()) => Ok(()),
-            Err(StartError::LostPort(error) | StartError::Other(error)) => Err(error),
-        }
+        self.start_server().map_err(Into::into)
     }
 
     /// Freezes it (SIGSTOP): connections stay open and nothing answers.
     pub fn pause(&self) {
-        if let Some(server) = &self.server {
-            server.id().signal(Signal::STOP);
-        }
+        self.native.pause();
     }
 
     /// Lets it go on after [`pause`](Self::pause).
     pub fn resume(&self) {
-        if let Some(server) = &self.server {
-            server.id().signal(Signal::CONT);
-        }
-    }
-
-    fn properties(&self) -> PathBuf {
-        self.folder.path().join("server.properties")
-    }
-
-    fn log_file(&self) -> PathBuf {
-        self.folder.path().join("server.log")
+        self.native.resume();
     }
 
     fn start_server(&mut self) -> Result<(), StartError> {
-        let log = File::create(self.log_file()).context("cannot make the broker's log file")?;
         let mut command = setup::java(&self.class_path, "kafka.Kafka");
-        command
-            .arg(self.properties())
-            .current_dir(self.folder.path())
-            .stdout(log.try_clone().context("cannot share the broker's log file")?)
-            .stderr(log);
-        let mut server = process::spawn(&mut command, |id| self.folder.add_process(id))?;
-        let deadline = Instant::now() + START_TIMEOUT;
-        loop {
-            if let Some(status) = server.ended() {
-                let log = self.log();
-                let error = anyhow!("Kafka ended while starting ({status}):\n{}", end_of(&log));
-                let lost = log.contains("Address already in use");
-                return Err(if lost { StartError::LostPort(error) } else { StartError::Other(error) });
-            }
-            // It answers a little before it has registered itself and can create topics.
-            if self.log().contains("Kafka Server started")
-                && probe::probe(&self.url(), Duration::from_secs(2)).is_ok()
-            {
-                self.server = Some(server);
-                return Ok(());
-            }
-            if Instant::now() >= deadline {
-                server.kill();
-                let log = self.log();
-                return Err(
-                    anyhow!("Kafka did not answer within {START_TIMEOUT:?}:\n{}", end_of(&log)).into()
-                );
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-
-    fn log(&self) -> String {
-        String::from_utf8_lossy(&fs::read(self.log_file()).unwrap_or_default()).into_owned()
+        command.arg(properties_file(&self.native));
+        let url = self.url();
+        // It answers a little before it has registered itself and can create topics.
+        let ready = |log: &str| {
+            log.contains("Kafka Server started") && probe::probe(&url, Duration::from_secs(2)).is_ok()
+        };
+        self.native.start_server("Kafka", command, START_TIMEOUT, ready)
     }
 }
 
-impl Drop for Kafka {
-    fn drop(&mut self) {
-        if self.left_running {
-            return;
-        }
-        self.kill();
-        if std::thread::panicking() {
-            // The test that fails wants to know why; the next `reap` removes it.
-            crate::say(&format!("the broker's log is {}", self.log_file().display()));
-        } else if let Err(error) = self.folder.remove() {
-            crate::say(&format!("warning: {error:#}"));
-        }
-    }
+fn properties_file(native: &Native) -> PathBuf {
+    native.folder().join("server.properties")
 }
 
 impl Started for Kafka {
@@ -244,10 +167,8 @@ impl Started for Kafka {
         VERSION
     }
 
-    fn leave_running(mut self: Box<Self>) -> Result<()> {
-        self.folder.leave_running()?;
-        self.left_running = true;
-        Ok(())
+    fn leave_running(self: Box<Self>) -> Result<()> {
+        self.native.leave_running()
     }
 }
 
@@ -299,10 +220,4 @@ fn url(port: u16) -> String {
 
 fn exports(port: u16) -> Vec<Export> {
     vec![(URL_VAR.to_owned(), url(port))]
-}
-
-/// What a person wants to see of a log that ends in a failure.
-fn end_of(log: &str) -> String {
-    let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
-    lines.get(lines.len().saturating_sub(20)..).unwrap_or_default().join("\n")
 }

@@ -9,7 +9,7 @@
 //! - [`folder`]: one folder a broker with its data, its logs and a record of what runs, so that whoever comes next can
 //!   stop what a killed run left behind;
 //! - [`ports`]: free loopback ports; [`compose`]: the same brokers as containers; [`install`]: packages;
-//! - [`python`]: a Python with the foreign client that the interoperability tests speak to.
+//! - [`python`]: Pythons with packages: the foreign clients that the interoperability tests speak to, the AWS emulators.
 //!
 //! Everything listens on loopback only. Nothing here touches a broker that it did not start.
 //!
@@ -22,15 +22,19 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+pub mod aws;
 pub mod compose;
 pub mod folder;
+mod http;
 pub mod install;
 pub mod kafka;
+mod native;
 pub mod ports;
 pub mod process;
 pub mod python;
 pub mod rabbitmq;
 
+pub use aws::Aws;
 pub use folder::{Origin, Record, reap, stop_everything_of_this_process};
 pub use install::{NotInstalled, Package, Permission};
 pub use kafka::Kafka;
@@ -50,8 +54,12 @@ pub const MEASURED_LOG_VAR: &str = "THROUGHLINE_MEASURED_LOG";
 
 /// What `cargo xtask` must know about a kind of broker, to bring one up for a whole run.
 pub trait Kind: Sync {
-    /// The transport's name, which is also its Compose service's.
+    /// Its name, which is also its Compose service's.
     fn name(&self) -> &'static str;
+    /// Whether a transport talks to it: the one of its own name, unless it says otherwise.
+    fn serves(&self, transport: &str) -> bool {
+        transport == self.name()
+    }
     /// The variable that carries the endpoint; if the caller has set it, it is used as it is.
     fn endpoint_var(&self) -> &'static str;
     /// Every variable that the tests may get, the endpoint's included.
@@ -89,7 +97,7 @@ pub struct Health {
 
 /// Every kind of broker there is.
 pub fn kinds() -> &'static [&'static dyn Kind] {
-    &[&rabbitmq::KIND, &kafka::KIND]
+    &[&rabbitmq::KIND, &kafka::KIND, &aws::KIND]
 }
 
 /// The kind with this name.

@@ -117,6 +117,14 @@ pub(crate) enum StartError {
     Other(anyhow::Error),
 }
 
+impl From<StartError> for anyhow::Error {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::LostPort(error) | StartError::Other(error) => error,
+        }
+    }
+}
+
 impl From<anyhow::Error> for StartError {
     fn from(error: anyhow::Error) -> Self {
         StartError::Other(error)

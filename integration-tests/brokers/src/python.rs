@@ -12,11 +12,22 @@ use anyhow::{Context, Result, bail};
 use crate::install::{NotInstalled, Package, Permission, find_program};
 use crate::{PYTHON_VAR, cache_folder, folder, process, say};
 
-/// What is installed, pinned: a foreign client is part of what the tests compare with. A later transport adds its own.
-const REQUIREMENTS: &[&str] = &["pika==1.3.2", "confluent-kafka==2.16.1"];
+/// A Python with packages of its own, in the user's cache.
+pub(crate) struct Environment {
+    /// What it is for, in its folder's name.
+    pub(crate) name: &'static str,
+    /// What is installed, pinned.
+    pub(crate) requirements: &'static [&'static str],
+    /// A program that fails unless every requirement can be imported.
+    pub(crate) check: &'static str,
+}
 
-/// Fails unless every requirement can be imported.
-const CHECK: &str = "import pika, confluent_kafka";
+/// A foreign client is part of what the tests compare with. A later transport adds its own.
+const CLIENTS: Environment = Environment {
+    name: "clients",
+    requirements: &["pika==1.3.2", "confluent-kafka==2.16.1"],
+    check: "import pika, confluent_kafka",
+};
 
 const PACKAGE: Package = Package {
     what: "Python 3 with venv",
@@ -39,72 +50,96 @@ const INSTALL_TIMEOUT: Duration = Duration::from_secs(300);
 pub fn with_clients(permission: Permission) -> Result<PathBuf> {
     if let Some(given) = env::var_os(PYTHON_VAR).filter(|value| !value.is_empty()) {
         let given = PathBuf::from(given);
-        check(&given).with_context(|| {
+        CLIENTS.check(&given).with_context(|| {
             format!("{PYTHON_VAR} names {}, which is of no use; unset it to have one made", given.display())
         })?;
         return Ok(given);
     }
-    let cache = cache_folder();
-    // Two runs at once would build in the same folder.
-    let _lock = folder::lock(&cache, "python.lock")?;
-    let home = cache.join(format!("python-{}", REQUIREMENTS.join("-").replace("==", "-")));
-    let python = home.join("bin").join("python");
-    if python.exists() && check(&python).is_ok() {
-        return Ok(python);
+    CLIENTS.python(permission)
+}
+
+impl Environment {
+    /// Its folder: of these very requirements, so that a change of them makes another.
+    fn home(&self) -> PathBuf {
+        let requirements = self.requirements.join("-").replace("==", "-");
+        cache_folder().join(format!("python-{}-{requirements}", self.name))
     }
-    if find_program("python3").is_none() {
-        PACKAGE.install(permission)?;
+
+    /// Its Python, if it has been made.
+    pub(crate) fn made(&self) -> Option<PathBuf> {
+        let python = self.home().join("bin").join("python");
+        python.exists().then_some(python)
     }
-    say(&format!("Making a Python with {} in {} …", REQUIREMENTS.join(", "), home.display()));
-    let made = make_environment(&home).or_else(|no_venv| {
-        make_folder(&home).or_else(|no_pip| {
-            // Neither is there, which is how Debian splits Python.
+
+    /// Its Python, which is made first if need be.
+    pub(crate) fn python(&self, permission: Permission) -> Result<PathBuf> {
+        // Two runs at once would build in the same folder.
+        let _lock = folder::lock(&cache_folder(), "python.lock")?;
+        if let Some(python) = self.made()
+            && self.check(&python).is_ok()
+        {
+            return Ok(python);
+        }
+        if find_program("python3").is_none() {
             PACKAGE.install(permission)?;
-            make_environment(&home)
-                .with_context(|| format!("without venv: {no_pip:#}"))
-                .with_context(|| format!("before the installation: {no_venv:#}"))
-        })
-    });
-    match made.and_then(|()| check(&python)) {
-        Ok(()) => Ok(python),
-        Err(error) => {
-            remove(&home)?;
-            if error.is::<NotInstalled>() {
-                return Err(error);
-            }
-            let home = home.display();
-            bail!(NotInstalled {
-                what: format!("the Python client {}", REQUIREMENTS.join(", ")),
-                reason: format!("it could not be: {error:#}"),
-                command: Some(format!(
-                    "python3 -m venv {home} && {home}/bin/python -m pip install {}",
-                    REQUIREMENTS.join(" ")
-                )),
+        }
+        let home = self.home();
+        let requirements = self.requirements.join(" ");
+        say(&format!("Making a Python with {requirements} in {} …", home.display()));
+        let made = self.make_environment(&home).or_else(|no_venv| {
+            self.make_folder(&home).or_else(|no_pip| {
+                // Neither is there, which is how Debian splits Python.
+                PACKAGE.install(permission)?;
+                self.make_environment(&home)
+                    .with_context(|| format!("without venv: {no_pip:#}"))
+                    .with_context(|| format!("before the installation: {no_venv:#}"))
             })
+        });
+        let python = home.join("bin").join("python");
+        match made.and_then(|()| self.check(&python)) {
+            Ok(()) => Ok(python),
+            Err(error) => {
+                remove(&home)?;
+                if error.is::<NotInstalled>() {
+                    return Err(error);
+                }
+                let home = home.display();
+                bail!(NotInstalled {
+                    what: format!("the Python package {requirements}"),
+                    reason: format!("it could not be: {error:#}"),
+                    command: Some(format!(
+                        "python3 -m venv {home} && {home}/bin/python -m pip install {requirements}"
+                    )),
+                })
+            }
         }
     }
-}
 
-fn make_environment(home: &Path) -> Result<()> {
-    remove(home)?;
-    process::output(Command::new("python3").args(["-m", "venv"]).arg(home), INSTALL_TIMEOUT)?;
-    let mut pip = Command::new(home.join("bin").join("python"));
-    process::output(pip.args(PIP_INSTALL).args(REQUIREMENTS), INSTALL_TIMEOUT)?;
-    Ok(())
-}
+    fn make_environment(&self, home: &Path) -> Result<()> {
+        remove(home)?;
+        process::output(Command::new("python3").args(["-m", "venv"]).arg(home), INSTALL_TIMEOUT)?;
+        let mut pip = Command::new(home.join("bin").join("python"));
+        process::output(pip.args(PIP_INSTALL).args(self.requirements), INSTALL_TIMEOUT)?;
+        Ok(())
+    }
 
-fn make_folder(home: &Path) -> Result<()> {
-    remove(home)?;
-    let packages = home.join("packages");
-    let mut pip = Command::new("python3");
-    pip.args(PIP_INSTALL).arg("--target").arg(&packages).args(REQUIREMENTS);
-    process::output(&mut pip, INSTALL_TIMEOUT)?;
-    let script = home.join("bin").join("python");
-    fs::create_dir_all(home.join("bin"))?;
-    // The folder is found from the script's own place, so that no path has to be quoted.
-    fs::write(&script, WRAPPER)?;
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
-    Ok(())
+    fn make_folder(&self, home: &Path) -> Result<()> {
+        remove(home)?;
+        let packages = home.join("packages");
+        let mut pip = Command::new("python3");
+        pip.args(PIP_INSTALL).arg("--target").arg(&packages).args(self.requirements);
+        process::output(&mut pip, INSTALL_TIMEOUT)?;
+        let script = home.join("bin").join("python");
+        fs::create_dir_all(home.join("bin"))?;
+        // The folder is found from the script's own place, so that no path has to be quoted.
+        fs::write(&script, WRAPPER)?;
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+        Ok(())
+    }
+
+    fn check(&self, python: &Path) -> Result<()> {
+        process::output(Command::new(python).args(["-c", self.check]), CHECK_TIMEOUT).map(drop)
+    }
 }
 
 const PIP_INSTALL: [&str; 5] = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
@@ -114,10 +149,6 @@ const WRAPPER: &str = "#!/bin/sh\n\
     PYTHONPATH=$here/packages${PYTHONPATH:+:$PYTHONPATH}\n\
     export PYTHONPATH\n\
     exec python3 \"$@\"\n";
-
-fn check(python: &Path) -> Result<()> {
-    process::output(Command::new(python).args(["-c", CHECK]), CHECK_TIMEOUT).map(drop)
-}
 
 fn remove(home: &Path) -> Result<()> {
     match fs::remove_dir_all(home) {

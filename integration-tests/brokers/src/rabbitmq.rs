@@ -17,6 +17,7 @@ use self::setup::{Ports, Programs, script_folders, start_epmd, write_config};
 use crate::compose;
 use crate::folder::{self, Folder, Origin};
 use crate::install::{Package, Permission};
+use crate::native::retried;
 use crate::process::{self, ProcessId, Running, Signal, StartError};
 use crate::{Export, Health, Kind, Started, base_folder, redacted};
 
@@ -46,8 +47,6 @@ const START_TIMEOUT: Duration = Duration::from_secs(120);
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// `rabbitmqctl` is an Erlang VM of its own: 1–2 s to start.
 const CTL_TIMEOUT: Duration = Duration::from_secs(60);
-/// How many times a lost race for a port is run again.
-const ATTEMPTS: usize = 4;
 
 /// What a private broker is started with.
 #[derive(Clone, Debug)]
@@ -129,14 +128,7 @@ impl RabbitMq {
                 script_folders().join(", ")
             )
         })?;
-        let mut attempt = 1;
-        loop {
-            match RabbitMq::try_start(&programs, options) {
-                Ok(broker) => return Ok(broker),
-                Err(StartError::LostPort(_)) if attempt < ATTEMPTS => attempt += 1,
-                Err(StartError::LostPort(error) | StartError::Other(error)) => return Err(error),
-            }
-        }
+        retried(|| RabbitMq::try_start(&programs, options))
     }
 
     fn try_start(programs: &Programs, options: &StartOptions) -> Result<RabbitMq, StartError> {
@@ -231,10 +223,7 @@ impl RabbitMq {
     /// Starts it again with the same ports, node name and data, and waits until it answers. Stops it first if it runs.
     pub fn restart(&mut self) -> Result<()> {
         self.stop();
-        match self.start_server() {
-            Ok(()) => Ok(()),
-            Err(StartError::LostPort(error) | StartError::Other(error)) => Err(error),
-        }
+        self.start_server().map_err(Into::into)
     }
 
     /// Freezes it (SIGSTOP): connections stay open and nothing answers.

@@ -9,6 +9,11 @@ fn answers(broker: &Kafka) -> bool {
     kind("kafka").is_some_and(|kind| kind.probe(&broker.url(), Duration::from_millis(500)).is_ok())
 }
 
+/// The same, for one that has just been woken on a busy machine.
+fn answers_soon(broker: &Kafka) -> bool {
+    (0..40).any(|_| answers(broker))
+}
+
 #[test]
 fn a_broker_lives_through_everything_that_tests_do_to_it() -> Result<()> {
     const NAME: &str = "private_kafka::a_broker_lives_through_everything_that_tests_do_to_it";
@@ -27,7 +32,7 @@ fn a_broker_lives_through_everything_that_tests_do_to_it() -> Result<()> {
     broker.pause();
     assert!(broker.is_running() && !answers(&broker));
     broker.resume();
-    assert!(answers(&broker));
+    assert!(answers_soon(&broker));
 
     broker.kill();
     assert!(!broker.is_running() && !answers(&broker));
