@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use throughline_core::driver::{self, Completions, OperationId, Outgoing, Place, Sibling, Transport};
 use throughline_core::{
-    Address, Capabilities, ConsumeOptions, Consumer, Delivery, Depth, Envelope, Error, PublishOptions, Publisher,
-    Receipt, Result,
+    Address, Capabilities, ConsumeOptions, Consumer, Delivery, Depth, Envelope, Error, PublishOptions,
+    Publisher, Receipt, Result,
 };
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
@@ -271,8 +271,7 @@ impl Cx {
         options: ConsumeOptions,
     ) -> Result<Consumer> {
         self.step("opening a consumer");
-        let driver =
-            transport.consumer(from, &options).await.map_err(|error| error.at("consume", from))?;
+        let driver = transport.consumer(from, &options).await.map_err(|error| error.at("consume", from))?;
         Ok(Consumer::new(driver, from, options))
     }
 

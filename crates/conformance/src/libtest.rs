@@ -41,12 +41,13 @@ pub fn main(harness: Result<impl Harness>) -> ExitCode {
     let reports: Arc<Mutex<Vec<CaseReport>>> = Arc::default();
     let (_never, stop) = watch::channel(false);
     let trials = suite::cases().map(|case| {
-        let (runtime, suite, reports, stop) =
-            (runtime.clone(), suite.clone(), reports.clone(), stop.clone());
+        let (runtime, suite, reports, stop) = (runtime.clone(), suite.clone(), reports.clone(), stop.clone());
         Trial::test(case.name, move || {
             let Some(report) = runtime.block_on(suite.run_case(case, stop)) else { return Ok(()) };
             let failed = match &report.outcome {
-                Outcome::Failed(why) => Err(Failed::from(format!("{}\nIt is to prove: {}", why, case.proves))),
+                Outcome::Failed(why) => {
+                    Err(Failed::from(format!("{}\nIt is to prove: {}", why, case.proves)))
+                }
                 _ => Ok(()),
             };
             reports.lock().unwrap_or_else(PoisonError::into_inner).push(report);

@@ -128,11 +128,7 @@ impl Suite {
     }
 
     /// Runs one case, and deletes what it made, however it ended. `None` where it was broken off.
-    pub async fn run_case(
-        &self,
-        case: &'static Case,
-        mut stop: watch::Receiver<bool>,
-    ) -> Option<CaseReport> {
+    pub async fn run_case(&self, case: &'static Case, mut stop: watch::Receiver<bool>) -> Option<CaseReport> {
         if *stop.borrow() {
             return None;
         }

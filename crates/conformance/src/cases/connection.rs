@@ -20,7 +20,9 @@ const COUNT: usize = 300;
 const CUTS: usize = 3;
 
 async fn lost_connection_is_survived(cx: Cx) -> Checked {
-    let Some(fragile) = cx.fragile().await? else { return not_applicable("there is no connection that can be cut") };
+    let Some(fragile) = cx.fragile().await? else {
+        return not_applicable("there is no connection that can be cut");
+    };
     let queue = cx.queue().await?;
     let options = PublishOptions { allow_duplicates: true, ..PublishOptions::default() };
     let publisher = cx.publisher_on(&fragile.transport, &queue, options).await?;
@@ -47,7 +49,10 @@ async fn lost_connection_is_survived(cx: Cx) -> Checked {
             Ok(delivery) => delivery,
             Err(Fail(why)) => {
                 let sent = sent.load(Ordering::SeqCst);
-                return Err(Fail(format!("{why}: of {sent} accepted messages {} have come", seen.distinct())));
+                return Err(Fail(format!(
+                    "{why}: of {sent} accepted messages {} have come",
+                    seen.distinct()
+                )));
             }
         };
         let text = text(delivery.envelope());
@@ -73,7 +78,9 @@ async fn lost_connection_is_survived(cx: Cx) -> Checked {
 }
 
 async fn delivery_of_a_lost_connection_is_stale(cx: Cx) -> Checked {
-    let Some(fragile) = cx.fragile().await? else { return not_applicable("there is no connection that can be cut") };
+    let Some(fragile) = cx.fragile().await? else {
+        return not_applicable("there is no connection that can be cut");
+    };
     let queue = cx.queue().await?;
     cx.publisher(&queue).await?.publish(message("held")).await?;
     let mut consumer = cx.consumer_on(&fragile.transport, &queue, ConsumeOptions::default()).await?;

@@ -108,7 +108,8 @@ async fn receive_waits_no_longer_than_asked(cx: Cx) -> Checked {
     let consumer = cx.raw_consumer(&queue, &ConsumeOptions::default()).await?;
     let wait = Duration::from_millis(300);
     let started = Instant::now();
-    let received = cx.within("receiving from an empty queue", consumer.receive(NonZeroUsize::MIN, wait)).await??;
+    let received =
+        cx.within("receiving from an empty queue", consumer.receive(NonZeroUsize::MIN, wait)).await??;
     ensure!(received.is_empty(), "{} messages from an empty queue", received.len());
     // Clocks of timers are coarse.
     let least = wait.mul_f32(0.9);

@@ -51,7 +51,9 @@ fn not_found(cx: &Cx, what: &str, answer: Result<(), Error>) -> Result<Error, Fa
 
 async fn missing_queue_is_not_found(cx: Cx) -> Checked {
     let name = cx.name();
-    let Some(missing) = cx.missing(Place::Queue(&name)) else { return not_applicable("no address for a queue") };
+    let Some(missing) = cx.missing(Place::Queue(&name)) else {
+        return not_applicable("no address for a queue");
+    };
     not_found(&cx, "publishing to", cx.within("publishing", try_publish(&cx, &missing)).await?)?;
     not_found(&cx, "consuming from", cx.within("consuming", try_consume(&cx, &missing)).await?)?;
     // That it was looked for has not made it.
@@ -87,7 +89,9 @@ async fn deleted_queue_ends_the_stream(cx: Cx) -> Checked {
 
 async fn errors_show_no_password(cx: Cx) -> Checked {
     let name = cx.name();
-    let Some(missing) = cx.missing(Place::Queue(&name)) else { return not_applicable("no address for a queue") };
+    let Some(missing) = cx.missing(Place::Queue(&name)) else {
+        return not_applicable("no address for a queue");
+    };
     let Some(password) = missing.password().map(str::to_owned) else {
         return not_applicable("the address has no password");
     };

@@ -59,16 +59,37 @@ pub(crate) fn same(sent: &Envelope, received: &Envelope) -> Result<(), Fail> {
         };
     }
     fields!(
-        id, id_origin, message_type, source, ordering_key, time, content_type, content_encoding,
-        correlation_id, reply_to, expires_at, priority, idempotency_key
+        id,
+        id_origin,
+        message_type,
+        source,
+        ordering_key,
+        time,
+        content_type,
+        content_encoding,
+        correlation_id,
+        reply_to,
+        expires_at,
+        priority,
+        idempotency_key
     );
     for (name, _) in sent.headers.iter().chain(received.headers.iter()) {
         let (before, after): (Vec<_>, Vec<_>) =
             (sent.headers.get_all(name).collect(), received.headers.get_all(name).collect());
-        ensure!(before == after, "the header {name:?} was {} and came out as {}", shown(&before), shown(&after));
+        ensure!(
+            before == after,
+            "the header {name:?} was {} and came out as {}",
+            shown(&before),
+            shown(&after)
+        );
     }
     // After the headers: that is where the difference is told best.
-    ensure!(sent.payload == received.payload, "the payload was {:?} and came out as {:?}", sent.payload, received.payload);
+    ensure!(
+        sent.payload == received.payload,
+        "the payload was {:?} and came out as {:?}",
+        sent.payload,
+        received.payload
+    );
     ensure!(sent == received, "sent {sent:?}, received {received:?}");
     Ok(())
 }
@@ -80,7 +101,11 @@ fn shown(values: &[&HeaderValue]) -> String {
         HeaderValue::Bytes(bytes) if bytes.len() < 80 => format!("{bytes:?}"),
         other => format!("{other:?}"),
     };
-    if values.is_empty() { "absent".to_owned() } else { values.iter().map(value).collect::<Vec<_>>().join(", ") }
+    if values.is_empty() {
+        "absent".to_owned()
+    } else {
+        values.iter().map(value).collect::<Vec<_>>().join(", ")
+    }
 }
 
 /// Sends envelopes and compares each with what comes out.
@@ -130,9 +155,33 @@ async fn more_headers_than_slots_survive(cx: Cx) -> Checked {
 async fn awkward_header_names_survive(cx: Cx) -> Checked {
     let long = "n".repeat(300);
     let names = [
-        "", " ", ".", "a.b", "..", "a b", "a:b", "a=b", "a\u{0}b", "a\nb", "\u{fc}ber", "\u{1f680}",
-        "Content-Type", "content-type", "AWS.Thing", "Amazon.x", "x-death", "x-delivery-count", "tl-sent",
-        "tl-headers", "tl-key", "message_id", "\"", "'", "\\", "%00", &long,
+        "",
+        " ",
+        ".",
+        "a.b",
+        "..",
+        "a b",
+        "a:b",
+        "a=b",
+        "a\u{0}b",
+        "a\nb",
+        "\u{fc}ber",
+        "\u{1f680}",
+        "Content-Type",
+        "content-type",
+        "AWS.Thing",
+        "Amazon.x",
+        "x-death",
+        "x-delivery-count",
+        "tl-sent",
+        "tl-headers",
+        "tl-key",
+        "message_id",
+        "\"",
+        "'",
+        "\\",
+        "%00",
+        &long,
     ];
     let one_each = names.iter().map(|name| {
         let mut envelope = message(name);
@@ -148,7 +197,8 @@ async fn awkward_header_names_survive(cx: Cx) -> Checked {
 /// Values that some wire or other has trouble with.
 fn awkward_values() -> Vec<HeaderValue> {
     let typed = HeaderValue::Typed { kind: Cow::Borrowed("elsewhere:decimal"), text: "1.50".to_owned() };
-    let texts = ["", " ", "null", "a\u{0}b", "line\nbreak\r\n", "\u{fc}\u{1f680}", "\"{}\"", "%41", "true", "12"];
+    let texts =
+        ["", " ", "null", "a\u{0}b", "line\nbreak\r\n", "\u{fc}\u{1f680}", "\"{}\"", "%41", "true", "12"];
     let bytes: [&[u8]; 5] = [b"", b"text", &[0xff, 0xfe, 0x00], &[0x80; 64], b"\xc3"];
     texts
         .into_iter()
@@ -204,9 +254,16 @@ async fn absent_key_is_not_empty(cx: Cx) -> Checked {
 
 async fn any_body_survives(cx: Cx) -> Checked {
     let every_byte: Vec<u8> = (0..=255).collect();
-    let bodies =
-        [Vec::new(), vec![0], vec![0xff; 3], b"\r\n.\r\n".to_vec(), every_byte.clone(), every_byte.repeat(400)];
-    let envelopes = bodies.into_iter().map(|body| Envelope::builder("conformance.case").payload(body).build());
+    let bodies = [
+        Vec::new(),
+        vec![0],
+        vec![0xff; 3],
+        b"\r\n.\r\n".to_vec(),
+        every_byte.clone(),
+        every_byte.repeat(400),
+    ];
+    let envelopes =
+        bodies.into_iter().map(|body| Envelope::builder("conformance.case").payload(body).build());
     round_trip(&cx, envelopes.collect()).await?;
     Ok(Verdict::Passed)
 }

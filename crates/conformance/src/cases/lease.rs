@@ -123,17 +123,18 @@ async fn extension_counts_from_now(cx: Cx) -> Checked {
     let mut second = cx.consumer(&queue).await?;
     let again = cx.next(&mut second).await?;
     let after = extended.elapsed();
-    ensure!(after >= lease.mul_f32(1.8), "it was extended by {:?}, and came again after {after:?}", lease * 2);
+    ensure!(
+        after >= lease.mul_f32(1.8),
+        "it was extended by {:?}, and came again after {after:?}",
+        lease * 2
+    );
     again.ack().await?;
     first.close().await?;
     Ok(Verdict::Passed)
 }
 
 /// So many unsettled deliveries of a new queue.
-async fn held(
-    cx: &Cx,
-    count: usize,
-) -> Result<(std::sync::Arc<dyn driver::Consumer>, Vec<Token>), Fail> {
+async fn held(cx: &Cx, count: usize) -> Result<(std::sync::Arc<dyn driver::Consumer>, Vec<Token>), Fail> {
     let queue = cx.queue().await?;
     let publisher = cx.publisher(&queue).await?;
     for answer in publisher.publish_batch(numbers(count).map(message)).await {

@@ -19,13 +19,20 @@ pub(crate) const CASES: &[Case] = cases!["limits";
 /// What exceeds a limit says so, names the limit, and is certainly not sent.
 fn names_the_limit<T: std::fmt::Debug>(answer: Result<T>, limit: &str) -> Result<Error, Fail> {
     match answer {
-        Err(error) if error.kind() == ErrorKind::LimitExceeded && error.to_string().contains(limit) => Ok(error),
+        Err(error) if error.kind() == ErrorKind::LimitExceeded && error.to_string().contains(limit) => {
+            Ok(error)
+        }
         answer => Err(Fail(format!("what exceeds the limit of {limit} is answered {answer:?}"))),
     }
 }
 
 /// That the publisher still works, and nothing but `expected` was sent.
-async fn only(cx: &Cx, publisher: &Publisher, from: &throughline_core::Address, expected: &str) -> Result<(), Fail> {
+async fn only(
+    cx: &Cx,
+    publisher: &Publisher,
+    from: &throughline_core::Address,
+    expected: &str,
+) -> Result<(), Fail> {
     cx.within("publishing after a refusal", publisher.publish(message(expected))).await??;
     let mut consumer = cx.consumer(from).await?;
     let delivery = cx.next(&mut consumer).await?;
@@ -87,14 +94,16 @@ async fn overlong_delay_is_refused(cx: Cx) -> Checked {
         return not_applicable("there is no limit of the delay");
     };
     let too_long = SendOptions::delayed(limit + Duration::from_secs(1));
-    let answer = cx.within("delaying for too long", publisher.publish_with(message("never"), too_long)).await?;
+    let answer =
+        cx.within("delaying for too long", publisher.publish_with(message("never"), too_long)).await?;
     let error = answer.err();
     ensure!(
         error.as_ref().is_some_and(|error| error.kind() == ErrorKind::LimitExceeded),
         "a delay of a second more than {limit:?} is answered {error:?}"
     );
     let longest = SendOptions::delayed(limit);
-    let answer = cx.within("delaying as long as may be", publisher.publish_with(message("late"), longest)).await?;
+    let answer =
+        cx.within("delaying as long as may be", publisher.publish_with(message("late"), longest)).await?;
     ensure!(answer.is_ok(), "the longest declared delay, {limit:?}: {answer:?}");
     only(&cx, &publisher, &queue, "now").await?;
     Ok(Verdict::Passed)
@@ -107,7 +116,8 @@ async fn full_call_is_taken(cx: Cx) -> Checked {
     let batch = crate::cx::numbers(count).map(|number| crate::cx::outgoing(message(number))).collect();
     let answers = cx.raw_publish(&*publisher, batch).await?;
     ensure!(answers.len() == count, "{} answers for {count} messages", answers.len());
-    let failed = answers.iter().enumerate().find_map(|(at, answer)| answer.as_ref().err().map(|error| (at, error)));
+    let failed =
+        answers.iter().enumerate().find_map(|(at, answer)| answer.as_ref().err().map(|error| (at, error)));
     ensure!(failed.is_none(), "a call of {count} messages is declared to be taken: message {failed:?}");
     publisher.close().await?;
     let mut consumer = cx.consumer(&queue).await?;

@@ -27,7 +27,9 @@ async fn delayed_message_waits(cx: Cx) -> Checked {
     if publisher.capabilities().delay == Level::No {
         return match published {
             Err(error) if error.kind() == ErrorKind::Unsupported => refused(&error),
-            answer => Err(crate::cx::Fail(format!("a delay is declared as `No`, and is answered {answer:?}"))),
+            answer => {
+                Err(crate::cx::Fail(format!("a delay is declared as `No`, and is answered {answer:?}")))
+            }
         };
     }
     published?;
@@ -51,7 +53,9 @@ async fn expired_message_is_not_delivered(cx: Cx) -> Checked {
     let queue = cx.queue().await?;
     let publisher = cx.publisher(&queue).await?;
     if publisher.capabilities().expiry == Level::No {
-        return not_applicable("expiry is declared as `No`: it only advises, and is carried (every_field_survives)");
+        return not_applicable(
+            "expiry is declared as `No`: it only advises, and is carried (every_field_survives)",
+        );
     }
     let time = Duration::from_secs(1);
     let expires = Envelope::builder("conformance.case").payload("expires").expires_in(time).build();
@@ -68,7 +72,9 @@ async fn expired_message_is_not_delivered(cx: Cx) -> Checked {
 
 async fn higher_priority_comes_first(cx: Cx) -> Checked {
     if cx.capabilities().priority == Level::No {
-        return not_applicable("priorities are declared as `No`: they only advise, and are carried (every_field_survives)");
+        return not_applicable(
+            "priorities are declared as `No`: they only advise, and are carried (every_field_survives)",
+        );
     }
     let name = cx.name();
     let queue = cx.must_address(&Sibling { priorities: true, ..Sibling::queue(&name) })?;

@@ -65,7 +65,12 @@ async fn retried_message_keeps_its_place(cx: Cx) -> Checked {
     for answer in publisher.publish_batch((1..=3).map(|n| keyed("key", n))).await {
         answer?;
     }
-    let mut consumer = cx.consumer(&queue).await?;
+    let mut options = ConsumeOptions::default();
+    if cx.capabilities().order == Level::Emulated {
+        // What was handed out before the retry is not called back there; so nothing is.
+        options.max_unsettled = 1;
+    }
+    let mut consumer = cx.consumer_with(&queue, options).await?;
     let first = cx.next(&mut consumer).await?;
     ensure!(text(first.envelope()) == "1", "'{}' came first", text(first.envelope()));
     first.retry(Duration::from_millis(200), "busy").await?;

@@ -184,7 +184,9 @@ async fn refuses_to_reject(cx: &Cx) -> Checked {
         Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::NoDeadLetter) => {
             refused(&error)
         }
-        answer => Err(Fail(format!("dead letters are declared as `No`, and a reject is answered {answer:?}"))),
+        answer => {
+            Err(Fail(format!("dead letters are declared as `No`, and a reject is answered {answer:?}")))
+        }
     }
 }
 
@@ -245,9 +247,9 @@ async fn reject_without_dead_letter_keeps_the_message(cx: Cx) -> Checked {
     let mut consumer = cx.short_lease_consumer(&queue).await?;
     let answer = cx.next(&mut consumer).await?.reject("bad").await;
     ensure!(
-        answer.as_ref().is_err_and(|error| {
-            matches!(error.kind(), ErrorKind::NoDeadLetter | ErrorKind::Unsupported)
-        }),
+        answer
+            .as_ref()
+            .is_err_and(|error| { matches!(error.kind(), ErrorKind::NoDeadLetter | ErrorKind::Unsupported) }),
         "a reject with nowhere to go: {answer:?}"
     );
     consumer.close().await?;
@@ -295,9 +297,9 @@ async fn late_settlement_is_stale(cx: Cx) -> Checked {
     let late: Vec<_> = received.iter().map(|delivery| (delivery.token, Settlement::Ack)).collect();
     for answer in cx.within("acking too late", first.settle(&late)).await? {
         ensure!(
-            answer.as_ref().is_err_and(|error| {
-                matches!(error.kind(), ErrorKind::Stale | ErrorKind::Closed)
-            }),
+            answer
+                .as_ref()
+                .is_err_and(|error| { matches!(error.kind(), ErrorKind::Stale | ErrorKind::Closed) }),
             "an ack after the redelivery is answered {answer:?}"
         );
     }
@@ -314,8 +316,7 @@ async fn settlements_are_answered_one_by_one(cx: Cx) -> Checked {
     publish_all(&cx, &queue, 4).await?;
     let consumer = cx.raw_consumer(&queue, &ConsumeOptions::default()).await?;
     let received = cx.raw_receive_all(&*consumer, 4).await?;
-    let mut batch: Vec<_> =
-        received.iter().map(|delivery| (delivery.token, Settlement::Ack)).collect();
+    let mut batch: Vec<_> = received.iter().map(|delivery| (delivery.token, Settlement::Ack)).collect();
     // Nobody was ever given this one.
     let epoch = consumer.epoch();
     batch.insert(2, (Token { epoch, tag: u64::MAX >> 1 }, Settlement::Ack));
