@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use throughline_core::driver::{Registration, Sibling, Transport};
 use throughline_core::{Address, Error, ErrorKind, Result, Retry};
 
@@ -62,11 +63,13 @@ impl fmt::Debug for Fragile {
 }
 
 /// The harness of a registered transport at an address.
-#[derive(Clone)]
 pub struct Registered {
     registration: &'static Registration,
     base: Address,
+    put_foreign: Option<PutForeign>,
 }
+
+type PutForeign = Box<dyn Fn(Address) -> BoxFuture<'static, Result<()>> + Send + Sync>;
 
 impl Registered {
     /// Holds the transport of `registration` at `base` to the suite. Of the address, connection and options of creation
@@ -75,7 +78,16 @@ impl Registered {
     /// Errors: an option of the address that the transport does not know.
     pub fn new(registration: &'static Registration, base: Address) -> Result<Self> {
         base.check_options(registration.options)?;
-        Ok(Self { registration, base })
+        Ok(Self { registration, base, put_foreign: None })
+    }
+
+    /// The same, with a way to put a foreign message into a queue; see [`Harness::put_foreign`].
+    pub fn with_foreign(
+        mut self,
+        put: impl Fn(Address) -> BoxFuture<'static, Result<()>> + Send + Sync + 'static,
+    ) -> Self {
+        self.put_foreign = Some(Box::new(put));
+        self
     }
 
     async fn open(&self, address: Address) -> Result<Arc<dyn Transport>> {
@@ -104,6 +116,13 @@ impl Harness for Registered {
         let cutter = Cutter::start(target).await.map_err(|error| no_proxy(&error))?;
         let transport = self.open(self.connection().with_authority(&cutter.address().to_string())).await?;
         Ok(Some(Fragile::new(transport, move || cutter.cut())))
+    }
+
+    async fn put_foreign(&self, to: &Address) -> Result<bool> {
+        match &self.put_foreign {
+            Some(put) => put(to.clone()).await.map(|()| true),
+            None => Ok(false),
+        }
     }
 }
 

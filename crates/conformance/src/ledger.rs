@@ -1,8 +1,10 @@
 //! Known deviations: where a broker cannot do what a case asks, and why that is so.
 
+use serde::Serialize;
+
 /// One known deviation. A case that fails as told here is a deviation, not a failure; one that passes in spite of it is a
 /// failure, so that the entry goes when its reason does.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub struct Entry {
     /// The transport's name.
     pub transport: &'static str,

@@ -7,6 +7,8 @@ use std::{fs, io};
 
 use serde::Serialize;
 
+use crate::ledger;
+
 /// How a case ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "outcome", content = "why", rename_all = "snake_case")]
@@ -85,9 +87,21 @@ pub struct Report {
     pub version: Option<String>,
     /// One for each case that was run.
     pub cases: Vec<CaseReport>,
+    /// What the ledger has on this transport, whatever its version.
+    pub ledger: Vec<ledger::Entry>,
 }
 
 impl Report {
+    pub(crate) fn new(transport: &str, version: Option<&str>, cases: Vec<CaseReport>) -> Self {
+        let entries = ledger::LEDGER.iter().filter(|entry| entry.transport == transport);
+        Self {
+            transport: transport.to_owned(),
+            version: version.map(str::to_owned),
+            cases,
+            ledger: entries.copied().collect(),
+        }
+    }
+
     /// The cases that failed.
     pub fn failures(&self) -> impl Iterator<Item = &CaseReport> {
         self.cases.iter().filter(|case| case.outcome.is_failure())

@@ -124,7 +124,7 @@ impl Suite {
 
     /// A report of these results.
     pub fn report(&self, cases: Vec<CaseReport>) -> Report {
-        Report { transport: self.transport.clone(), version: self.version.clone(), cases }
+        Report::new(&self.transport, self.version.as_deref(), cases)
     }
 
     /// Runs one case, and deletes what it made, however it ended. `None` where it was broken off.
