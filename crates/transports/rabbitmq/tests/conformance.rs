@@ -11,7 +11,7 @@ use throughline_core::{Address, Error, ErrorKind, Result};
 use throughline_rabbitmq::{REGISTRATION, lapin};
 
 fn main() -> ExitCode {
-    let Some(url) = throughline_testkit::endpoint::broker("rabbitmq", "rabbitmq conformance") else {
+    let Some(url) = throughline_testkit::endpoint::broker("rabbitmq", "conformance of rabbitmq") else {
         return ExitCode::SUCCESS;
     };
     let harness = url.parse().and_then(|base| Registered::new(&REGISTRATION, base));
