@@ -1,79 +1,22 @@
 //! What a case works with: destinations of its own, and waits that are bounded.
 
-use std::collections::HashMap;
-use std::error::Error as StdError;
-use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use throughline_core::driver::{self, Completions, OperationId, Outgoing, Place, Sibling, Transport};
+use throughline_core::driver::{self, Completions, Outgoing, Place, Sibling, Transport};
 use throughline_core::{
-    Address, Capabilities, ConsumeOptions, Consumer, Delivery, Depth, Envelope, Error, PublishOptions,
-    Publisher, Receipt, Result,
+    Address, Capabilities, ConsumeOptions, Consumer, Delivery, Depth, PublishOptions, Publisher, Receipt,
+    Result,
 };
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use crate::harness::{Fragile, Harness};
-use crate::report::Outcome;
+use crate::messages::{Seen, text};
 use crate::suite::Settings;
-
-/// How a case ends; `Err` is what was seen that may not be.
-pub(crate) type Checked = Result<Verdict, Fail>;
-
-/// A case that did not fail.
-#[derive(Debug)]
-pub(crate) enum Verdict {
-    Passed,
-    /// Declared as impossible, and seen to be refused.
-    Refused(String),
-    /// Nothing there to ask for.
-    NotApplicable(String),
-}
-
-/// What was seen that may not be.
-#[derive(Debug)]
-pub(crate) struct Fail(pub(crate) String);
-
-impl<E: StdError> From<E> for Fail {
-    fn from(error: E) -> Self {
-        Self(format!("an error that should not be: {error}"))
-    }
-}
-
-impl From<Checked> for Outcome {
-    fn from(checked: Checked) -> Self {
-        match checked {
-            Ok(Verdict::Passed) => Self::Passed,
-            Ok(Verdict::Refused(why)) => Self::Refused(why),
-            Ok(Verdict::NotApplicable(why)) => Self::NotApplicable(why),
-            Err(Fail(why)) => Self::Failed(why),
-        }
-    }
-}
-
-/// Ends the case as failed, unless the condition holds.
-macro_rules! ensure {
-    ($holds:expr, $($text:tt)+) => {
-        // Negated like this, what cannot be compared does not hold.
-        if !($holds) {
-            return Err($crate::cx::Fail(format!($($text)+)));
-        }
-    };
-}
-pub(crate) use ensure;
-
-/// Ends the case: there is nothing to ask for.
-pub(crate) fn not_applicable(why: impl fmt::Display) -> Checked {
-    Ok(Verdict::NotApplicable(why.to_string()))
-}
-
-/// Ends the case: what is declared impossible was refused, with this error.
-pub(crate) fn refused(error: &Error) -> Checked {
-    Ok(Verdict::Refused(error.message().to_owned()))
-}
+use crate::verdict::{Fail, ensure};
 
 /// A case's surroundings.
 #[derive(Clone)]
@@ -423,73 +366,4 @@ impl Cx {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
-}
-
-/// What has come, by text.
-#[derive(Debug, Default)]
-pub(crate) struct Seen(HashMap<String, usize>);
-
-impl Seen {
-    pub(crate) fn add(&mut self, text: String) {
-        *self.0.entry(text).or_default() += 1;
-    }
-
-    pub(crate) fn distinct(&self) -> usize {
-        self.0.len()
-    }
-
-    pub(crate) fn duplicates(&self) -> usize {
-        self.0.values().sum::<usize>() - self.0.len()
-    }
-
-    pub(crate) fn has(&self, text: &str) -> bool {
-        self.0.contains_key(text)
-    }
-
-    pub(crate) fn count(&self, text: &str) -> usize {
-        self.0.get(text).copied().unwrap_or(0)
-    }
-
-    /// Exactly these have come, each at least once.
-    pub(crate) fn is_exactly(&self, expected: impl IntoIterator<Item = String>) -> Result<(), Fail> {
-        let expected: Vec<String> = expected.into_iter().collect();
-        let missing: Vec<_> = expected.iter().filter(|text| !self.has(text)).take(5).collect();
-        ensure!(missing.is_empty(), "lost: {missing:?}, and maybe more");
-        let strange: Vec<_> = self.0.keys().filter(|text| !expected.contains(text)).take(5).collect();
-        ensure!(strange.is_empty(), "came and were not due: {strange:?}, and maybe more");
-        Ok(())
-    }
-}
-
-/// A message with this text.
-pub(crate) fn message(text: impl fmt::Display) -> Envelope {
-    Envelope::builder("conformance.case").payload(text.to_string()).build()
-}
-
-/// A message of a key.
-pub(crate) fn keyed(key: &str, text: impl fmt::Display) -> Envelope {
-    let mut envelope = message(text);
-    envelope.ordering_key = Some(key.as_bytes().to_vec().into());
-    envelope
-}
-
-/// The payload as text.
-pub(crate) fn text(envelope: &Envelope) -> String {
-    String::from_utf8_lossy(envelope.payload.as_deref().unwrap_or_default()).into_owned()
-}
-
-/// What a driver is given for an envelope.
-pub(crate) fn outgoing(envelope: Envelope) -> Outgoing {
-    Outgoing {
-        envelope: Arc::new(envelope),
-        operation: OperationId(Uuid::now_v7().as_u128()),
-        delay: Duration::ZERO,
-        failed_attempts: 0,
-        history: None,
-    }
-}
-
-/// The texts `0..count`.
-pub(crate) fn numbers(count: usize) -> impl Iterator<Item = String> {
-    (0..count).map(|number| number.to_string())
 }

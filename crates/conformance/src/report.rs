@@ -21,7 +21,7 @@ pub enum Outcome {
     Refused(String),
     /// There is nothing to ask for: no connection to cut, no limit to exceed.
     NotApplicable(String),
-    /// It fails as the [ledger](crate::ledger) says: the reason.
+    /// It fails as the [ledger] says: the reason.
     Deviates(String),
 }
 
@@ -73,7 +73,6 @@ pub struct CaseReport {
     pub took: Duration,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
 fn millis<S: serde::Serializer>(took: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u64(u64::try_from(took.as_millis()).unwrap_or(u64::MAX))
 }

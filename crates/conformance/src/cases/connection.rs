@@ -8,8 +8,10 @@ use throughline_core::{ConsumeOptions, ErrorKind, PublishOptions};
 use tokio::time::sleep;
 
 use super::cases;
-use crate::cx::{Checked, Cx, Fail, Seen, Verdict, ensure, message, not_applicable, numbers, text};
+use crate::cx::Cx;
+use crate::messages::{Seen, message, numbers, text};
 use crate::suite::Case;
+use crate::verdict::{Checked, Fail, Verdict, ensure, not_applicable};
 
 pub(crate) const CASES: &[Case] = cases!["connection";
     lost_connection_is_survived: "While connections are cut again and again, what was accepted arrives, and both sides go on by themselves; duplicates are counted.",

@@ -8,8 +8,10 @@ use throughline_core::capabilities::Level;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::cases;
-use crate::cx::{Checked, Cx, Seen, Verdict, ensure, message, not_applicable, numbers, outgoing, text};
+use crate::cx::Cx;
+use crate::messages::{Seen, message, numbers, outgoing, text};
 use crate::suite::Case;
+use crate::verdict::{Checked, Fail, Verdict, ensure, not_applicable};
 
 pub(crate) const CASES: &[Case] = cases!["consume";
     competing_consumers_share: "Consumers of one queue share its messages: each goes to one of them.",
@@ -45,7 +47,7 @@ async fn competing_consumers_share(cx: Cx) -> Checked {
                 tokio::select! { next = one.next() => (0, next), next = two.next() => (1, next) }
             })
             .await?;
-        let Some(delivery) = delivery else { return Err(crate::cx::Fail("the stream ended".into())) };
+        let Some(delivery) = delivery else { return Err(Fail("the stream ended".into())) };
         let delivery = delivery?;
         seen.add(text(delivery.envelope()));
         delivery.ack().await?;

@@ -5,8 +5,10 @@ use throughline_core::driver::Place;
 use throughline_core::{Address, Capabilities, ConsumeOptions, Error, ErrorKind, PublishOptions, Result};
 
 use super::cases;
-use crate::cx::{Checked, Cx, Fail, Verdict, ensure, message, not_applicable};
+use crate::cx::Cx;
+use crate::messages::message;
 use crate::suite::Case;
+use crate::verdict::{Checked, Fail, Verdict, ensure, not_applicable};
 
 pub(crate) const CASES: &[Case] = cases!["errors";
     missing_queue_is_not_found: "Publishing to or consuming from a queue that is not there is `NotFound`, and says how to make it.",

@@ -9,8 +9,10 @@ use bytes::Bytes;
 use throughline_core::{Envelope, HeaderValue, Timestamp};
 
 use super::cases;
-use crate::cx::{Checked, Cx, Fail, Verdict, ensure, message};
+use crate::cx::Cx;
+use crate::messages::message;
 use crate::suite::Case;
+use crate::verdict::{Checked, Fail, Verdict, ensure};
 
 pub(crate) const CASES: &[Case] = cases!["headers";
     every_field_survives: "Every field of an envelope comes out as it went in.",

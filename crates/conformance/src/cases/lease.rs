@@ -6,8 +6,10 @@ use throughline_core::{ConsumeOptions, ErrorKind};
 use tokio::time::{Instant, sleep};
 
 use super::cases;
-use crate::cx::{Checked, Cx, Fail, Verdict, ensure, message, numbers, refused, text};
+use crate::cx::Cx;
+use crate::messages::{message, numbers, text};
 use crate::suite::Case;
+use crate::verdict::{Checked, Fail, Verdict, ensure, refused};
 
 pub(crate) const CASES: &[Case] = cases!["lease";
     long_handler_keeps_its_message: "A handler that takes longer than the lease keeps its message, and can ack it.",

@@ -6,8 +6,10 @@ use throughline_core::capabilities::Level;
 use throughline_core::{Envelope, Error, ErrorKind, Publisher, Result, SendOptions};
 
 use super::cases;
-use crate::cx::{Checked, Cx, Fail, Verdict, ensure, message, not_applicable, text};
+use crate::cx::Cx;
+use crate::messages::{message, numbers, outgoing, text};
 use crate::suite::Case;
+use crate::verdict::{Checked, Fail, Verdict, ensure, not_applicable};
 
 pub(crate) const CASES: &[Case] = cases!["limits";
     oversized_payload_is_refused: "A payload of the declared limit is taken; one byte more is refused before the network, naming the limit.",
@@ -113,7 +115,7 @@ async fn full_call_is_taken(cx: Cx) -> Checked {
     let queue = cx.queue().await?;
     let publisher = cx.raw_publisher(&queue).await?;
     let count = publisher.capabilities().limits.batch_entries;
-    let batch = crate::cx::numbers(count).map(|number| crate::cx::outgoing(message(number))).collect();
+    let batch = numbers(count).map(|number| outgoing(message(number))).collect();
     let answers = cx.raw_publish(&*publisher, batch).await?;
     ensure!(answers.len() == count, "{} answers for {count} messages", answers.len());
     let failed =
@@ -121,6 +123,6 @@ async fn full_call_is_taken(cx: Cx) -> Checked {
     ensure!(failed.is_none(), "a call of {count} messages is declared to be taken: message {failed:?}");
     publisher.close().await?;
     let mut consumer = cx.consumer(&queue).await?;
-    cx.take(&mut consumer, count).await?.is_exactly(crate::cx::numbers(count))?;
+    cx.take(&mut consumer, count).await?.is_exactly(numbers(count))?;
     Ok(Verdict::Passed)
 }

@@ -8,8 +8,10 @@ use throughline_core::{ConsumeOptions, Envelope, ErrorKind, Order, SendOptions};
 use tokio::time::{Instant, sleep};
 
 use super::cases;
-use crate::cx::{Checked, Cx, Verdict, ensure, message, not_applicable, numbers, outgoing, refused, text};
+use crate::cx::Cx;
+use crate::messages::{message, numbers, outgoing, text};
 use crate::suite::Case;
+use crate::verdict::{Checked, Fail, Verdict, ensure, not_applicable, refused};
 
 pub(crate) const CASES: &[Case] = cases!["options";
     delayed_message_waits: "A delayed message does not come before its time, then comes; its delay is not queue delay.",
@@ -27,9 +29,7 @@ async fn delayed_message_waits(cx: Cx) -> Checked {
     if publisher.capabilities().delay == Level::No {
         return match published {
             Err(error) if error.kind() == ErrorKind::Unsupported => refused(&error),
-            answer => {
-                Err(crate::cx::Fail(format!("a delay is declared as `No`, and is answered {answer:?}")))
-            }
+            answer => Err(Fail(format!("a delay is declared as `No`, and is answered {answer:?}"))),
         };
     }
     published?;

@@ -7,8 +7,10 @@ use throughline_core::capabilities::Level;
 use throughline_core::{ConsumeOptions, Order};
 
 use super::cases;
-use crate::cx::{Checked, Cx, Verdict, ensure, keyed, not_applicable, text};
+use crate::cx::Cx;
+use crate::messages::{keyed, text};
 use crate::suite::Case;
+use crate::verdict::{Checked, Verdict, ensure, not_applicable};
 
 pub(crate) const CASES: &[Case] = cases!["ordering";
     order_per_key_is_kept: "Messages of each of 16 keys come in the order in which they were sent, none missing.",

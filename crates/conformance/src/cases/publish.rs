@@ -8,8 +8,10 @@ use throughline_core::driver::{Answer, Completions, Sibling};
 use throughline_core::{ErrorKind, Receipt, Result, SendOptions};
 
 use super::cases;
-use crate::cx::{Checked, Cx, Fail, Verdict, ensure, message, not_applicable, numbers, outgoing, text};
+use crate::cx::Cx;
+use crate::messages::{message, numbers, outgoing, text};
 use crate::suite::Case;
+use crate::verdict::{Checked, Fail, Verdict, ensure, not_applicable};
 
 pub(crate) const CASES: &[Case] = cases!["publish";
     published_is_received: "A published message is received once, as it was, and is gone once it is acked.",

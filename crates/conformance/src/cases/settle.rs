@@ -10,8 +10,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::cases;
-use crate::cx::{Checked, Cx, Fail, Seen, Verdict, ensure, message, not_applicable, numbers, refused, text};
+use crate::cx::Cx;
+use crate::messages::{Seen, message, numbers, text};
 use crate::suite::Case;
+use crate::verdict::{Checked, Fail, Verdict, ensure, not_applicable, refused};
 
 pub(crate) const CASES: &[Case] = cases!["settle";
     acked_is_gone: "What was acked, one by one or many at once, is not delivered again to anyone.",

@@ -6,8 +6,10 @@ use std::time::Duration;
 use throughline_core::ConsumeOptions;
 
 use super::cases;
-use crate::cx::{Checked, Cx, Seen, Verdict, ensure, message, numbers, outgoing, text};
+use crate::cx::Cx;
+use crate::messages::{Seen, message, numbers, outgoing, text};
 use crate::suite::Case;
+use crate::verdict::{Checked, Verdict, ensure};
 
 pub(crate) const CASES: &[Case] = cases!["shutdown";
     drain_redelivers_nothing: "A consumer that drains (stops, finishes, settles, closes) leaves exactly what it did not settle: nothing settled comes again.",

@@ -9,8 +9,10 @@ use tokio::time::sleep;
 
 use super::cases;
 use super::headers::{round_trip, same};
-use crate::cx::{Checked, Cx, Verdict, ensure, message, not_applicable};
+use crate::cx::Cx;
+use crate::messages::message;
 use crate::suite::Case;
+use crate::verdict::{Checked, Fail, Verdict, ensure, not_applicable};
 
 pub(crate) const CASES: &[Case] = cases!["trace";
     trace_headers_are_byte_exact: "`traceparent`, `tracestate` and `baggage` come out byte for byte.",
@@ -106,7 +108,7 @@ async fn queue_delay_is_known(cx: Cx) -> Checked {
     sleep(waited).await;
     let delivery = cx.next(&mut cx.consumer(&queue).await?).await?;
     let Some(told) = delivery.queue_delay() else {
-        return Err(crate::cx::Fail("how long the message waited is not known".into()));
+        return Err(Fail("how long the message waited is not known".into()));
     };
     ensure!(!told.clamped, "the message waited {waited:?}, and its queue delay would be negative");
     // Stamps are whole milliseconds or seconds of another clock.

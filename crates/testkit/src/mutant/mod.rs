@@ -181,8 +181,9 @@ impl Mutant {
 
     fn first_published(&self, address: Address) -> Address {
         let mut state = self.state.lock().unwrap();
-        state.published.push(address);
-        state.published[0].clone()
+        let first = state.published.first().cloned();
+        state.published.push(address.clone());
+        first.unwrap_or(address)
     }
 
     /// What goes wrong while opening something.
