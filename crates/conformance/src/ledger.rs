@@ -1,6 +1,7 @@
 //! Known deviations: where a broker cannot do what a case asks, and why that is so.
 
 use serde::Serialize;
+use throughline_core::Address;
 
 /// One known deviation. A case that fails as told here is a deviation, not a failure; one that passes in spite of it is a
 /// failure, so that the entry goes when its reason does.
@@ -14,6 +15,8 @@ pub struct Entry {
     pub from: &'static str,
     /// Before this version of the broker; empty: to the latest.
     pub before: &'static str,
+    /// Not where addresses have this option: its name and value.
+    pub unless: Option<(&'static str, &'static str)>,
     /// A part of what the case says then. Another failure is one.
     pub says: &'static str,
     /// Why it is so, and what that means for a user.
@@ -26,6 +29,7 @@ pub const LEDGER: &[Entry] = &[Entry {
     case: "release_records_no_attempt",
     from: "",
     before: "4.3",
+    unless: Some(("queue_type", "classic")),
     says: "it is attempt 2",
     reason: "before 4.3 a quorum queue counts what is given back like what failed; the adapter cannot tell them apart",
 }];
@@ -40,9 +44,12 @@ pub struct Known {
     pub certain: bool,
 }
 
-/// The entry for a case on a transport, with this version of the broker.
-pub fn known(transport: &str, case: &str, version: Option<&str>) -> Option<Known> {
-    let entry = LEDGER.iter().find(|entry| entry.transport == transport && entry.case == case)?;
+/// The entry for a case on a transport, with addresses like this one, and with this version of the broker.
+pub fn known(transport: &str, case: &str, address: Option<&Address>, version: Option<&str>) -> Option<Known> {
+    let has = |(name, value)| address.and_then(|address| address.option(name)) == Some(value);
+    let entry = LEDGER
+        .iter()
+        .find(|entry| entry.transport == transport && entry.case == case && !entry.unless.is_some_and(has))?;
     let ranged = !entry.from.is_empty() || !entry.before.is_empty();
     match version {
         None => Some(Known { entry, certain: !ranged }),

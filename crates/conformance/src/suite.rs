@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use throughline_core::driver::Transport;
+use throughline_core::driver::{Sibling, Transport};
 use throughline_core::{Error, Result};
 use tokio::sync::watch;
 
@@ -166,7 +166,8 @@ impl Suite {
                 (outcome?, cx.notes())
             }
         };
-        let known = ledger::known(&self.transport, case.name, self.version.as_deref());
+        let like = self.harness.address(&Sibling::queue("any"));
+        let known = ledger::known(&self.transport, case.name, like.as_ref(), self.version.as_deref());
         let outcome = judge(known, outcome);
         let Case { name, area, proves, .. } = *case;
         Some(CaseReport { case: name, area, proves, outcome, notes, took: started.elapsed() })
@@ -209,6 +210,7 @@ async fn clean_up(cx: &Cx, transport: &dyn Transport) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use throughline_core::Address;
 
     #[test]
     fn names_are_unique_and_every_case_says_what_it_proves() {
@@ -220,7 +222,11 @@ mod tests {
 
     #[test]
     fn the_ledger_excuses_one_failure_and_no_pass() {
-        let known = |version| ledger::known("rabbitmq", "release_records_no_attempt", version);
+        let address: Address = "amqp://host/%2f".parse().unwrap();
+        let at = |address, version| {
+            ledger::known("rabbitmq", "release_records_no_attempt", Some(address), version)
+        };
+        let known = |version| at(&address, version);
         let failed = |why: &str| Outcome::Failed(why.to_owned());
         let as_told = failed("after a release, without a failure, it is attempt 2");
         assert!(matches!(judge(known(Some("3.10.8")), as_told.clone()), Outcome::Deviates(_)));
@@ -228,6 +234,8 @@ mod tests {
         // Another failure, another version.
         assert!(judge(known(Some("3.10.8")), failed("it hangs")).is_failure());
         assert!(judge(known(Some("4.3.0")), as_told).is_failure());
+        let classic = address.clone().with_option("queue_type", "classic");
+        assert!(at(&classic, Some("3.10.8")).is_none());
         // An unexpected pass; where the version is not known, nothing is unexpected.
         assert!(judge(known(Some("4.2")), Outcome::Passed).is_failure());
         assert_eq!(judge(known(Some("4.3")), Outcome::Passed), Outcome::Passed);
