@@ -53,7 +53,7 @@ pub(crate) fn run(checkout: &Path) -> Result<Outcome> {
 
 /// The transports that there are, and every problem.
 fn check(root: &Path) -> Result<(Vec<String>, Vec<String>)> {
-    let transports = transports(&root.join(TRANSPORTS))?;
+    let transports = transports(root)?;
     let mut problems = Vec::new();
     if transports.is_empty() {
         problems.push(format!("{TRANSPORTS}: no transport in it; is this the root of the checkout?"));
@@ -122,9 +122,10 @@ fn unreadable(file: &str, error: &std::io::Error) -> String {
     }
 }
 
-/// The folders' names, sorted.
-fn transports(folder: &Path) -> Result<Vec<String>> {
-    let entries = match fs::read_dir(folder) {
+/// The transports' names, sorted.
+pub(crate) fn transports(root: &Path) -> Result<Vec<String>> {
+    let folder = root.join(TRANSPORTS);
+    let entries = match fs::read_dir(&folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", folder.display())),

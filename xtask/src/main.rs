@@ -5,6 +5,7 @@ mod artifacts;
 mod brokers;
 mod child;
 mod compose_file;
+mod conformance;
 mod layout;
 mod shell;
 mod summary;
@@ -41,7 +42,8 @@ enum Task {
     ///
     /// Builds everything, brings the brokers up, runs `cargo test --workspace` (unit, property, integration and doc
     /// tests), then each transport's examples/quickstart.rs and the demo. What was started is stopped, also on a
-    /// failure and on Ctrl-C.
+    /// failure and on Ctrl-C. Ends with the conformance table, adapter by case, and compares those in README.md and
+    /// crates/conformance/README.md with it; UPDATE_README=1 rewrites them.
     ///
     /// A broker comes from the first of these that there is: its endpoint's environment variable
     /// (THROUGHLINE_RABBITMQ_URL), `cargo xtask brokers up`, Docker Compose where an engine answers, a native one. A

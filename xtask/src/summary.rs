@@ -71,6 +71,8 @@ pub(crate) struct Summary {
     pub(crate) measured: String,
     /// What was not even started.
     pub(crate) skipped_steps: Vec<Skip>,
+    /// The conformance table.
+    pub(crate) conformance: String,
     /// Whether a skip is a failure.
     pub(crate) ci: bool,
 }
@@ -84,7 +86,7 @@ impl Summary {
 
     /// For a person; its last line is the plain `N passed, N failed, N skipped`.
     pub(crate) fn render(&self) -> String {
-        let mut text = String::from("\n== summary\n");
+        let mut text = format!("{}\n== summary\n", self.conformance);
         let width = self.steps.iter().map(|step| step.name.chars().count()).max().unwrap_or_default();
         for Step { name, took, passed, note } in &self.steps {
             let outcome = if *passed { "ok" } else { "FAILED" };

@@ -1,9 +1,9 @@
-//! `cargo xtask test`: build, brokers, `cargo test`, the examples, the demo; then a summary.
+//! `cargo xtask test`: build, brokers, `cargo test`, conformance, the examples, the demo; then a summary.
 
-use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
+use std::{env, fs};
 
 use anyhow::Result;
 use throughline_brokers as tb;
@@ -13,7 +13,7 @@ use throughline_brokers::folder::{Folder, Origin};
 use crate::artifacts::{self, Artifacts};
 use crate::brokers::{self, Provided};
 use crate::summary::{Skip, Step, Summary, Tally, skips};
-use crate::{Outcome, TestArgs, child, in_ci, permission};
+use crate::{Outcome, TestArgs, child, conformance, in_ci, layout, permission};
 
 /// An example, or the demo, takes seconds. One that hangs is to fail, not to hang us.
 const PROGRAM_TIMEOUT: Duration = Duration::from_secs(120);
@@ -74,6 +74,7 @@ impl Run<'_> {
         let mut provided = Vec::new();
         self.step("brokers", |run| run.start_brokers(&mut provided))?;
         self.step("cargo test", Run::cargo_test)?;
+        self.step("conformance", Run::conformance)?;
         for kind in tb::reap(self.base) {
             eprintln!("stopped what a test had left behind: {kind}");
         }
@@ -183,6 +184,7 @@ impl Run<'_> {
         command
             .env(tb::SKIP_LOG_VAR, &skip_log)
             .env(tb::MEASURED_LOG_VAR, &measured_log)
+            .env(conformance::REPORTS_VAR, self.reports())
             .envs(self.exports.iter().cloned());
         if self.args.cargo.is_empty() {
             // All that is wrong, not only the first.
@@ -206,6 +208,43 @@ impl Run<'_> {
         self.summary.tally.ignored += ignored;
         let note = format!("{} test results", passed + failed + ignored);
         Ok((status.success(), note))
+    }
+
+    fn reports(&self) -> PathBuf {
+        self.folder.path().join("conformance")
+    }
+
+    /// Shows what the suite came to on each adapter, and compares the READMEs with it.
+    fn conformance(&mut self) -> Result<(bool, String)> {
+        let reports = conformance::read(&self.reports())?;
+        self.summary.conformance = conformance::render(&reports);
+        let all = self.args.cargo.is_empty();
+        for transport in layout::transports(self.checkout)? {
+            if reports.iter().any(|report| report.is_of(&transport)) {
+                continue;
+            }
+            let test = format!("conformance of {transport}");
+            // The test program that said so has counted no test as passed.
+            let told = self.summary.skipped_tests.iter().position(|skip| skip.test == test);
+            let told = told.map(|at| self.summary.skipped_tests.remove(at).reason);
+            let silent = all.then(|| "there is no report of it: it did not run to its end".to_owned());
+            self.summary.skipped_steps.extend(told.or(silent).map(|reason| Skip { test, reason }));
+        }
+        if !all {
+            // A part of the tests is a part of the table.
+            return Ok((true, format!("{} adapters", reports.len())));
+        }
+        let update = env::var_os("UPDATE_README").is_some();
+        let stale = conformance::stale(self.checkout, &reports, update)?;
+        match (stale.is_empty(), update) {
+            (true, _) => Ok((true, format!("{} adapters", reports.len()))),
+            (false, true) => Ok((true, format!("rewrote {}", stale.join(", ")))),
+            (false, false) => {
+                self.summary.tally.failed += 1;
+                let files = stale.join(", ");
+                Ok((false, format!("not up to date: {files}; UPDATE_README=1 cargo xtask test rewrites")))
+            }
+        }
     }
 
     /// The same for building and running, so that the second finds everything built.

@@ -19,15 +19,15 @@ const STYLES: Styles = Styles::styled()
 const AFTER_HELP: &str = "\
 Addresses:
   amqp://user:pass@host:5672/vhost?queue=NAME      RabbitMQ (amqps:// for TLS)
-  memory:NAME?queue=NAME                           within one process: only for `demo`
+  memory:NAME?queue=NAME                           within one process: only for `demo` and `conform`
 
 Exit codes:
   0    done; also when a consumer was stopped by Ctrl-C or SIGTERM, or the reader of stdout went away
-  1    failed: the broker, the network, or some of the lines of `publish --lines`
+  1    failed: the broker, the network, some of the lines of `publish --lines`, or a case of `conform`
   2    usage: a wrong argument, address, file or message; nothing was sent
   3    the queue, exchange or virtual host does not exist
   4    the credentials were refused, or do not allow this
-  130  interrupted before the work was done (`publish`, `demo`), or asked twice to stop
+  130  interrupted before the work was done (`publish`, `demo`, `conform`), or asked twice to stop
 
 Environment:
   TRACEPARENT, TRACESTATE, BAGGAGE   `publish` continues this W3C trace context
@@ -63,6 +63,13 @@ pub(crate) enum Command {
     Create(AdminArgs),
     /// Delete the queue, exchange or topic that an address names, with its messages
     Delete(AdminArgs),
+    /// Hold a broker, or an adapter, to the conformance suite
+    ///
+    /// The cases make queues and topics of their own on the broker of the address, all named tlc-…, and delete them
+    /// again; what the address itself names is left alone. Each case passes, fails, is refused (the transport declares
+    /// that it cannot, and was seen to refuse), does not apply, or deviates as the suite's ledger of known deviations
+    /// says, with the reason. Ctrl-C breaks off the cases under way, and deletes what they made.
+    Conform(ConformArgs),
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -197,6 +204,26 @@ pub(crate) struct AdminArgs {
     /// What, such as amqp://guest:guest@localhost/%2f?queue=jobs
     pub(crate) url: String,
     /// A JSON object: address, and created or deleted (a list)
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ConformArgs {
+    /// The broker, such as amqp://guest:guest@localhost/%2f; options that say how to create (queue_type) count
+    #[arg(required_unless_present = "list")]
+    pub(crate) url: Option<String>,
+    /// Only this case; may be repeated
+    #[arg(long = "case", value_name = "NAME")]
+    pub(crate) cases: Vec<String>,
+    /// How many cases run at once
+    #[arg(long, value_name = "N", default_value = "8")]
+    pub(crate) concurrency: NonZeroUsize,
+    /// Do not run anything; list the cases and what each proves
+    #[arg(long, conflicts_with = "cases")]
+    pub(crate) list: bool,
+    /// One JSON object: transport, version, cases (case, area, proves, outcome, why, notes, ms) and ledger; with --list,
+    /// one a case
     #[arg(long)]
     pub(crate) json: bool,
 }

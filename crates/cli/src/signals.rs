@@ -56,6 +56,11 @@ impl Stop {
         Self(watch::channel(true).1)
     }
 
+    /// Becomes true when the user wants an end.
+    pub(crate) fn receiver(&self) -> watch::Receiver<bool> {
+        self.0.clone()
+    }
+
     /// Waits until the user wants an end.
     pub(crate) async fn wait(&mut self) {
         if self.0.wait_for(|stop| *stop).await.is_err() {

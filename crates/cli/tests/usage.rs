@@ -174,3 +174,21 @@ fn no_broker_is_a_failure_that_names_the_address_and_no_secret() {
         assert!(!run.stderr.contains("hunter2"), "{run:?}");
     }
 }
+
+#[test]
+fn conform_runs_the_cases_that_are_named_and_refuses_others() {
+    let one = run(&["conform", "memory:x", "--case", "browse_takes_nothing", "--json"]);
+    assert_eq!((one.code, one.stderr.as_str()), (0, ""), "{one:?}");
+    assert!(one.stdout.contains(r#""case":"browse_takes_nothing""#), "{one:?}");
+    assert!(one.stdout.contains(r#""outcome":"passed""#), "{one:?}");
+    for (args, expected) in [
+        (&["conform", "memory:x", "--case", "nosuch"][..], "there is no case 'nosuch'"),
+        (&["conform", "memory:x?quue=q"], "did you mean 'queue'?"),
+        (&["conform", "amqp://user:hunter2@host/%2f?qeue=jobs"], "did you mean 'queue'?"),
+    ] {
+        fails(&run(args), 2, &[expected]);
+    }
+    let list = run(&["conform", "--list"]);
+    assert_eq!(list.code, 0);
+    assert!(list.stdout.contains("\n  order_per_key_is_kept\n"), "{list:?}");
+}

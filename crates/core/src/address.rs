@@ -165,6 +165,17 @@ impl Address {
         self
     }
 
+    /// The same address without these options.
+    pub fn without_options(mut self, names: &[&str]) -> Self {
+        self.options.retain(|(name, _)| !names.contains(&name.as_str()));
+        self
+    }
+
+    /// The same address at another host and port.
+    pub fn with_authority(self, authority: &str) -> Self {
+        Self { authority: Some(authority.to_owned()), ..self }
+    }
+
     /// The same connection with the options, and so the destination, of another address.
     pub fn with_options_of(&self, other: &Self) -> Self {
         Self { options: other.options.clone(), ..self.clone() }
@@ -380,6 +391,13 @@ mod tests {
             error.to_string().contains("tls_pasword") && !error.to_string().contains("hunter2"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn options_and_authority_can_be_changed() {
+        let address = parse("amqp://u:p@host/v?queue=a&heartbeat=5s").without_options(&["queue"]);
+        let address = address.with_authority("127.0.0.1:9").with_option("queue", "b");
+        assert_eq!(address, parse("amqp://u:p@127.0.0.1:9/v?heartbeat=5s&queue=b"));
     }
 
     #[test]

@@ -40,6 +40,8 @@ use crate::headers::HeaderValue;
 use crate::retry::History;
 use crate::timestamp::Timestamp;
 
+pub use crate::sibling::{Place, Sibling};
+
 /// How a transport presents itself to `Bus::connect`.
 #[derive(Clone, Copy)]
 pub struct Registration {
@@ -53,6 +55,12 @@ pub struct Registration {
     pub capabilities: &'static Capabilities,
     /// Opens it. Network brokers connect here, so that a wrong host or password is told at once.
     pub connect: fn(Address) -> Connecting,
+    /// The address of another place on the same broker, with the same connection options; `None` where the transport has
+    /// no such thing. Tools make their own destinations by it.
+    pub sibling: fn(&Address, &Sibling<'_>) -> Option<Address>,
+    /// The one `host:port` that all connections of an address go to, where another authority in the address can stand for
+    /// it (a proxy); `None` for embedded transports, and where certificates or the broker's own lists say where to go.
+    pub endpoint: fn(&Address) -> Option<String>,
 }
 
 /// The future of [`Registration::connect`].
@@ -66,6 +74,11 @@ pub type Connecting = Pin<Box<dyn Future<Output = Result<Arc<dyn Transport>>> + 
 pub trait Transport: Send + Sync + 'static {
     /// What this transport can do at its best.
     fn capabilities(&self) -> &Capabilities;
+
+    /// The broker's version, where it tells: what known deviations are looked up by.
+    async fn version(&self) -> Result<Option<String>> {
+        Ok(None)
+    }
 
     /// Opens a destination for publishing; fails with `NotFound` where that can be known.
     async fn publisher(&self, to: &Address) -> Result<Arc<dyn Publisher>>;

@@ -23,6 +23,7 @@ pub mod pack;
 mod publisher;
 pub mod retry;
 mod settle;
+mod sibling;
 mod timestamp;
 pub mod trace;
 

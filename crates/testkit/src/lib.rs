@@ -2,6 +2,7 @@
 //!
 //! - [`spans`]: records the spans of a process, and looks at them.
 //! - [`endpoint`]: the real brokers that a test run has, and loud skips where there is none.
+//! - [`mutant`]: a transport that is broken in exactly one way, to show that the conformance suite sees it.
 //! - [`proxy`]: a TCP proxy that can be cut.
 //! - [`scripted`]: drivers that answer as a test says, for the portable layer's unit tests.
 //!
@@ -9,6 +10,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 pub mod endpoint;
+pub mod mutant;
 pub mod proxy;
 pub mod scripted;
 pub mod spans;

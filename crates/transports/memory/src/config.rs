@@ -1,6 +1,7 @@
 //! What an address means here.
 
 use throughline_core::address::AddressOption;
+use throughline_core::driver::{self, Sibling};
 use throughline_core::{Address, Error, ErrorKind, Result};
 
 /// How many messages a queue holds where the address does not say.
@@ -53,6 +54,22 @@ impl Place {
             Self::Queue(name) | Self::Topic { topic: name, .. } => name,
         }
     }
+}
+
+/// The address of another place on the same bus.
+pub(crate) fn sibling(of: &Address, sibling: &Sibling<'_>) -> Option<Address> {
+    let mut address = of.clone().without_options(&["queue", "topic", "create", "unroutable", "dead_letter"]);
+    address = match sibling.place {
+        driver::Place::Queue(name) => address.with_option("queue", name),
+        driver::Place::Topic { topic, subscription } => {
+            let address = address.with_option("topic", topic);
+            subscription.into_iter().fold(address, |address, name| address.with_option("queue", name))
+        }
+    };
+    if let Some(name) = sibling.dead_letter {
+        address = address.with_option("dead_letter", name);
+    }
+    Some(if sibling.must_exist { address.with_option("create", "never") } else { address })
 }
 
 /// The bus's name in the address.

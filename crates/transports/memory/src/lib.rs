@@ -19,6 +19,8 @@ pub static REGISTRATION: Registration = Registration {
     options: config::OPTIONS,
     capabilities: &capabilities::MEMORY,
     connect,
+    sibling: config::sibling,
+    endpoint: |_| None,
 };
 
 fn connect(address: Address) -> Connecting {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use lapin::types::ShortString;
 use throughline_core::address::AddressOption;
+use throughline_core::driver::{Place, Sibling};
 use throughline_core::{Address, Error, ErrorKind, Result};
 
 use crate::codec::SHORT;
@@ -139,6 +140,40 @@ impl Settings {
         let name = address.option("connection_name").unwrap_or("throughline").to_owned();
         Ok(Self { host, port, vhost, user, password, external, tls, heartbeat, connect_timeout, name })
     }
+}
+
+/// The address of another place on the same virtual host. A topic is an exchange; what `create` is asked for stays.
+pub(crate) fn sibling(of: &Address, sibling: &Sibling<'_>) -> Option<Address> {
+    let mut address = of.clone().without_options(&[
+        "queue",
+        "exchange",
+        "key",
+        "unroutable",
+        "dead_letter",
+        "dead_letter_exchange",
+        "dead_letter_key",
+    ]);
+    address = match sibling.place {
+        Place::Queue(name) => address.with_option("queue", name),
+        Place::Topic { topic, subscription } => {
+            let address = address.with_option("exchange", topic);
+            subscription.into_iter().fold(address, |address, name| address.with_option("queue", name))
+        }
+    };
+    if let Some(name) = sibling.dead_letter {
+        address = address.with_option("dead_letter", name);
+    }
+    if sibling.priorities {
+        address = address.with_option("queue_type", "classic").with_option("max_priority", "10");
+    }
+    Some(address)
+}
+
+/// Where connections go. A certificate is for a name: no proxy can stand for that.
+pub(crate) fn endpoint(address: &Address) -> Option<String> {
+    let settings = Settings::of(address).ok().filter(|settings| settings.tls.is_none())?;
+    let host = if settings.host.contains(':') { format!("[{}]", settings.host) } else { settings.host };
+    Some(format!("{host}:{}", settings.port))
 }
 
 fn host_and_port(address: &Address, default: u16) -> Result<(String, u16)> {

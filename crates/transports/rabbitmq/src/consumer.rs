@@ -19,10 +19,9 @@ use lapin::options::{
     BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, BasicRejectOptions,
 };
 use lapin::types::{FieldTable, ShortString};
+use throughline_core::capabilities::{self, Capabilities, Level};
 use throughline_core::driver::{self, Delivery, Endpoint, Settlement, Token};
-use throughline_core::{
-    Capabilities, ConsumeOptions, Error, ErrorKind, Order, Result, Retry, Timestamp, capabilities,
-};
+use throughline_core::{ConsumeOptions, Error, ErrorKind, Order, Result, Retry, Timestamp};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -63,6 +62,7 @@ pub(crate) struct Consumer {
     /// Attempts to open the channel that failed one after the other.
     failures: AtomicU32,
     endpoint: Endpoint,
+    capabilities: Capabilities,
 }
 
 /// The present channel's state.
@@ -124,6 +124,11 @@ impl Consumer {
         options: &ConsumeOptions,
     ) -> Result<Self> {
         let queue = destination.source()?;
+        let mut capabilities = capabilities::RABBITMQ;
+        if destination.address.option("queue_type") == Some("classic") {
+            // It only tells the first delivery from later ones.
+            capabilities.delivery_count = Level::No;
+        }
         let consumer = Self {
             republisher: Republisher::new(shared.clone()),
             endpoint: Endpoint {
@@ -144,6 +149,7 @@ impl Consumer {
             stopping: watch::channel(false).0,
             freed: Notify::new(),
             failures: AtomicU32::new(0),
+            capabilities,
         };
         consumer.connect().await?;
         Ok(consumer)
@@ -381,7 +387,7 @@ pub(crate) fn stale() -> Error {
 #[async_trait]
 impl driver::Consumer for Consumer {
     fn capabilities(&self) -> &Capabilities {
-        &capabilities::RABBITMQ
+        &self.capabilities
     }
 
     fn endpoint(&self) -> &Endpoint {

@@ -31,4 +31,6 @@ pub const REGISTRATION: Registration = Registration {
     options: config::OPTIONS,
     capabilities: &capabilities::RABBITMQ,
     connect: transport::connect,
+    sibling: config::sibling,
+    endpoint: config::endpoint,
 };

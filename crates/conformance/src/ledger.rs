@@ -1,0 +1,94 @@
+//! Known deviations: where a broker cannot do what a case asks, and why that is so.
+
+use serde::Serialize;
+use throughline_core::Address;
+
+/// One known deviation. A case that fails as told here is a deviation, not a failure; one that passes in spite of it is a
+/// failure, so that the entry goes when its reason does.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Entry {
+    /// The transport's name.
+    pub transport: &'static str,
+    /// The case's name.
+    pub case: &'static str,
+    /// From this version of the broker on; empty: from the first.
+    pub from: &'static str,
+    /// Before this version of the broker; empty: to the latest.
+    pub before: &'static str,
+    /// Not where addresses have this option: its name and value.
+    pub unless: Option<(&'static str, &'static str)>,
+    /// A part of what the case says then. Another failure is one.
+    pub says: &'static str,
+    /// Why it is so, and what that means for a user.
+    pub reason: &'static str,
+}
+
+/// All of them.
+pub const LEDGER: &[Entry] = &[Entry {
+    transport: "rabbitmq",
+    case: "release_records_no_attempt",
+    from: "",
+    before: "4.3",
+    unless: Some(("queue_type", "classic")),
+    says: "it is attempt 2",
+    reason: "before 4.3 a quorum queue counts what is given back like what failed; the adapter cannot tell them apart",
+}];
+
+/// What the ledger says of a case.
+#[derive(Clone, Copy, Debug)]
+pub struct Known {
+    /// The entry.
+    pub entry: &'static Entry,
+    /// Whether the version is known to be in its range. Where the broker does not tell its version, an entry with a range
+    /// excuses, but nothing is unexpected.
+    pub certain: bool,
+}
+
+/// The entry for a case on a transport, with addresses like this one, and with this version of the broker.
+pub fn known(transport: &str, case: &str, address: Option<&Address>, version: Option<&str>) -> Option<Known> {
+    let has = |(name, value)| address.and_then(|address| address.option(name)) == Some(value);
+    let entry = LEDGER
+        .iter()
+        .find(|entry| entry.transport == transport && entry.case == case && !entry.unless.is_some_and(has))?;
+    let ranged = !entry.from.is_empty() || !entry.before.is_empty();
+    match version {
+        None => Some(Known { entry, certain: !ranged }),
+        Some(version) => {
+            let version = parts(version);
+            let within = (entry.from.is_empty() || version >= parts(entry.from))
+                && (entry.before.is_empty() || version < parts(entry.before));
+            within.then_some(Known { entry, certain: true })
+        }
+    }
+}
+
+/// The numbers of a version: `3.10.8-1+deb` is 3, 10, 8.
+fn parts(version: &str) -> Vec<u64> {
+    version
+        .split('.')
+        .map_while(|part| {
+            let digits: String = part.chars().take_while(char::is_ascii_digit).collect();
+            digits.parse().ok()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_compare_by_number() {
+        assert!(parts("3.9") < parts("3.10.8-1+deb12u1"));
+        assert!(parts("4.3") <= parts("4.3.0"));
+        assert!(parts("4.2.9") < parts("4.3"));
+    }
+
+    #[test]
+    fn every_entry_is_of_a_case_and_says_why() {
+        for entry in LEDGER {
+            assert!(crate::suite::cases().any(|case| case.name == entry.case), "{}", entry.case);
+            assert!(!entry.says.is_empty() && !entry.reason.is_empty(), "{}", entry.case);
+        }
+    }
+}
