@@ -4,6 +4,7 @@ mod admin;
 mod broker;
 mod config;
 mod consumer;
+mod diagnose;
 mod publisher;
 mod queue;
 

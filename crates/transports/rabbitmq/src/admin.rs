@@ -22,7 +22,7 @@ use crate::transport::Shared;
 /// version puts a message that is given back at the end of the queue where there is no limit, near its head where there
 /// is one (<https://www.rabbitmq.com/docs/quorum-queues#repeated-requeues>). `-1`, which means none since 4.0, makes 3.x
 /// drop a message at its first return (seen with 3.10).
-const NO_DELIVERY_LIMIT: i64 = 1_000_000_000;
+pub(crate) const NO_DELIVERY_LIMIT: i64 = 1_000_000_000;
 
 /// Runs requests on a channel that is closed afterwards.
 macro_rules! on_channel {

@@ -7,6 +7,7 @@ mod confirm;
 mod connect;
 mod consumer;
 mod delay;
+mod diagnose;
 mod error;
 mod gate;
 mod message;
