@@ -1,11 +1,12 @@
-//! The `throughline` command: `publish`, `consume`, `create` and `delete` on any transport, and a `demo` that needs no
-//! broker. `throughline --help` documents the exit codes.
+//! The `throughline` command: `publish`, `consume`, `create`, `delete` and `doctor` on any transport, and a `demo` that
+//! needs no broker. `throughline --help` documents the exit codes.
 
 mod admin;
 mod args;
 mod bus;
 mod consume;
 mod demo;
+mod doctor;
 mod failure;
 mod lines;
 mod message;
@@ -62,6 +63,7 @@ fn run(args: Args, console: &Console) -> Result<Exit, Failure> {
                     Command::Consume(options) => consume::run(&options, console, stdout).await,
                     Command::Create(options) => admin::create(&options).await,
                     Command::Delete(options) => admin::delete(&options).await,
+                    Command::Doctor(options) => doctor::run(&options, stdout).await,
                     Command::Demo(_) => Ok(Exit::Ok),
                 }
             });
