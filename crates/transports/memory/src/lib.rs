@@ -5,6 +5,9 @@ mod broker;
 mod config;
 mod consumer;
 mod diagnose;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod publisher;
 mod queue;
 

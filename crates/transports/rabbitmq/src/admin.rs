@@ -151,6 +151,12 @@ impl Wanted {
     }
 }
 
+/// Whether an address contradicts itself.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn check_wanted(destination: &Destination) -> Result<()> {
+    Wanted::of(destination).map(drop)
+}
+
 fn set_text(arguments: &mut FieldTable, name: &'static str, value: &str) {
     arguments.insert(name.into(), AMQPValue::LongString(value.into()));
 }

@@ -26,6 +26,16 @@ const PRODUCT: &str = "RabbitMQ";
 /// The oldest version that this transport is made for: quorum queues with at-least-once dead letters.
 const OLDEST: (u64, u64) = (3, 10);
 
+#[cfg(feature = "fuzzing")]
+pub(crate) fn read_reply(text: &str) {
+    reply::Inequivalent::read(text);
+}
+
+#[cfg(feature = "fuzzing")]
+pub(crate) fn read_greeting(payload: &[u8]) {
+    banner::parse(payload);
+}
+
 /// Looks at all that an address names.
 pub(crate) async fn diagnose(
     shared: &Shared,

@@ -9,6 +9,9 @@ mod consumer;
 mod delay;
 mod diagnose;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gate;
 mod message;
 mod publisher;

@@ -62,7 +62,7 @@ impl Banner {
 }
 
 /// The payload of the `connection.start` frame.
-fn parse(payload: &[u8]) -> Option<Banner> {
+pub(super) fn parse(payload: &[u8]) -> Option<Banner> {
     let (rest, class) = parse_short_uint(payload).ok()?;
     let (rest, method) = parse_short_uint(rest).ok()?;
     if (class, method) != START {
