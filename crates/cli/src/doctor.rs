@@ -108,7 +108,7 @@ fn summary(diagnosis: &Diagnosis, paint: Paint) -> String {
         })
         .collect();
     if parts.is_empty() {
-        parts.push(paint.apply(GREEN, "nothing is wrong"));
+        parts.push(paint.apply(GREEN, "nothing wrong was found"));
     }
     match diagnosis.unchecked.len() {
         0 => {}
@@ -192,7 +192,7 @@ mod tests {
         assert!(text.contains(error), "{text}");
         assert!(text.contains("\nnot checked: policies\n  why: AMQP does not show them\n"), "{text}");
         assert!(text.ends_with("\n1 error, 2 notes, 1 check could not be made\n"), "{text}");
-        assert!(for_people(&diagnosis(&[]), Paint::OFF).ends_with("\nnothing is wrong\n"));
+        assert!(for_people(&diagnosis(&[]), Paint::OFF).ends_with("\nnothing wrong was found\n"));
     }
 
     #[test]

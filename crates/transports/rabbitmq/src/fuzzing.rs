@@ -11,6 +11,9 @@ use crate::config::{Destination, Settings};
 use crate::diagnose;
 use crate::value::{from_amqp, to_amqp};
 
+/// The longest properties that are read: at most some 600 tables within each other.
+const LONGEST: usize = 4096;
+
 /// What is wrong with an address.
 pub fn configure(address: &Address) -> Vec<Error> {
     let mut errors: Vec<_> = Settings::of(address).err().into_iter().collect();
@@ -27,6 +30,10 @@ pub fn configure(address: &Address) -> Vec<Error> {
 pub fn message(input: &[u8]) {
     let Some((payload, wire)) = input.split_last() else { return };
     let (properties, payload) = wire.split_at(wire.len().saturating_sub(usize::from(*payload)));
+    // The client library's parser goes down a nested table by recursion, and its stack ends with some thousand levels.
+    if properties.len() > LONGEST {
+        return;
+    }
     let Ok((_, properties)) = parse_properties(properties) else { return };
     let foreign = decode(&properties, Bytes::copy_from_slice(payload), Timestamp::from_millis(0)).envelope;
     let hop = Hop::first();
