@@ -23,7 +23,7 @@ pub(crate) async fn delete(args: &AdminArgs) -> Result<Exit, Failure> {
 }
 
 /// Closes the bus; the first error is the one to tell.
-async fn closing<T>(bus: &Bus, result: throughline::Result<T>) -> throughline::Result<T> {
+pub(crate) async fn closing<T>(bus: &Bus, result: throughline::Result<T>) -> throughline::Result<T> {
     let closed = bus.close().await;
     let value = result?;
     closed.map(|()| value)

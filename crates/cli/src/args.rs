@@ -23,7 +23,8 @@ Addresses:
 
 Exit codes:
   0    done; also when a consumer was stopped by Ctrl-C or SIGTERM, or the reader of stdout went away
-  1    failed: the broker, the network, some of the lines of `publish --lines`, or a case of `conform`
+  1    failed: the broker, the network, some of the lines of `publish --lines`, a case of `conform`; an error that
+       `doctor` found
   2    usage: a wrong argument, address, file or message; nothing was sent
   3    the queue, exchange or virtual host does not exist
   4    the credentials were refused, or do not allow this
@@ -70,6 +71,11 @@ pub(crate) enum Command {
     /// that it cannot, and was seen to refuse), does not apply, or deviates as the suite's ledger of known deviations
     /// says, with the reason. Ctrl-C breaks off the cases under way, and deletes what they made.
     Conform(ConformArgs),
+    /// Look at the broker and at what an address names, and tell what is wrong, each with its remedy
+    ///
+    /// Nothing is created, changed, consumed or published. Exit code 1 when something is wrong that loses messages or
+    /// cannot work (severity error); warnings and notes are told, and exit with 0.
+    Doctor(DoctorArgs),
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -197,6 +203,22 @@ pub(crate) struct ConsumeArgs {
     /// otherwise.
     #[arg(long)]
     pub(crate) peek: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DoctorArgs {
+    /// What, such as amqp://guest:guest@localhost/%2f?queue=jobs
+    pub(crate) url: String,
+    /// How long a handler may take with a message, such as 10m: compared with how long a delivery is ours
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) handler: Option<Duration>,
+    /// One JSON object
+    ///
+    /// address, server (product, version), publisher and consumer (the capabilities and limits; null where the address
+    /// has no such side; durations in seconds), facts (subject, name, value), findings (severity: error, warning or
+    /// note; code, subject, what, why, remedy: text, commands), unchecked (what, why, remedy).
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, clap::Args)]

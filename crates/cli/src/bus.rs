@@ -42,6 +42,7 @@ fn operation(command: &str) -> &'static str {
         "consume" => "consume",
         "create" => "create",
         "delete" => "delete",
+        "doctor" => "diagnose",
         _ => "connect",
     }
 }

@@ -27,7 +27,7 @@ const IN_FLIGHT_BYTES: usize = 64 * 1024 * 1024;
 const NAMED: usize = 20;
 
 /// What the reading thread finds.
-enum Line {
+pub(crate) enum Line {
     Text(Vec<u8>),
     /// So many bytes; too many to be kept.
     TooLong(usize),
@@ -261,7 +261,7 @@ fn read_lines(source: Box<dyn Read + Send>, longest: usize) -> Result<mpsc::Rece
 }
 
 /// One line without its end; `None` at the end. What is longer than `longest` is read over and only counted.
-fn read_line(source: &mut impl BufRead, longest: usize) -> io::Result<Option<Line>> {
+pub(crate) fn read_line(source: &mut impl BufRead, longest: usize) -> io::Result<Option<Line>> {
     // One byte more, for the \r of a \r\n.
     let room = longest.saturating_add(1);
     let mut line = Vec::new();

@@ -118,7 +118,7 @@ impl Serialize for Data<'_> {
 }
 
 /// Headers as an object, in their order; a repeated name once, with an array.
-struct Object<'a>(&'a Headers);
+pub(crate) struct Object<'a>(pub(crate) &'a Headers);
 
 impl Serialize for Object<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -206,7 +206,7 @@ pub(crate) fn for_people(delivery: &Delivery, paint: Paint) -> String {
     text
 }
 
-fn value_for_people(value: &HeaderValue) -> Cow<'_, str> {
+pub(crate) fn value_for_people(value: &HeaderValue) -> Cow<'_, str> {
     match value {
         HeaderValue::Text(text) => text.as_str().into(),
         HeaderValue::Bytes(bytes) => bytes_for_people(bytes),
@@ -223,7 +223,7 @@ fn bytes_for_people(bytes: &[u8]) -> Cow<'_, str> {
 }
 
 /// Text of unknown origin that must stay on its line.
-fn visible_line(text: &str) -> String {
+pub(crate) fn visible_line(text: &str) -> String {
     visible(text).replace('\n', "\\n")
 }
 

@@ -205,7 +205,7 @@ fn is_json(content_type: &str) -> bool {
 }
 
 /// The headers given by hand. Errors name a header by its place: without a `=`, all of it may be a secret.
-fn headers(given: &[String]) -> Result<Headers, Failure> {
+pub(crate) fn headers(given: &[String]) -> Result<Headers, Failure> {
     let mut headers = Headers::with_capacity(given.len());
     for (index, text) in given.iter().enumerate() {
         let wrong = |what: &str| Failure::usage(format!("--header number {}: {what}", index + 1));

@@ -47,7 +47,7 @@ fn help_and_version_succeed_and_no_command_does_not() {
 
 #[test]
 fn memory_is_refused_where_it_would_die_with_the_command() {
-    for command in ["publish", "consume", "create", "delete"] {
+    for command in ["publish", "consume", "create", "delete", "doctor"] {
         let run = run_with_stdin(&[command, "memory:x?queue=q"], b"{}");
         fails(
             &run,
@@ -71,7 +71,7 @@ fn a_bad_address_is_told_without_its_password() {
         ("amqp://user:hunter2@host/%2f?qeue=jobs", "did you mean 'queue'?"),
         ("amqp://user:hunter2@host/%2f?queue=a&queue=b", "given twice"),
     ] {
-        for command in ["publish", "consume", "create", "delete"] {
+        for command in ["publish", "consume", "create", "delete", "doctor"] {
             let run = run_with_stdin(&[command, url], b"{}");
             fails(&run, 2, &[expected]);
             assert!(!run.stderr.contains("hunter2"), "{run:?}");
@@ -167,6 +167,7 @@ fn no_broker_is_a_failure_that_names_the_address_and_no_secret() {
         &["consume", &url, "--wait", "1s"],
         &["create", &url],
         &["delete", &url],
+        &["doctor", &url],
         &["demo", "--via", &url],
     ] {
         let run = run(args);

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
+use throughline_core::diagnosis::DiagnoseOptions;
 use throughline_core::driver::{Sibling, Transport};
-use throughline_core::{Error, Result};
+use throughline_core::{Error, ErrorKind, Result};
 use tokio::sync::watch;
 
 use crate::cases;
@@ -92,10 +93,13 @@ impl Suite {
     pub async fn open(harness: impl Harness, settings: Settings) -> Result<Self> {
         let harness: Arc<dyn Harness> = Arc::new(harness);
         let transport = harness.connect().await?;
-        let version = transport.version().await;
+        let version = match harness.address(&Sibling::queue("version")) {
+            Some(address) => transport.diagnose(&address, &DiagnoseOptions::default()).await,
+            None => Err(Error::new(ErrorKind::Unsupported, "the harness has no address for a queue")),
+        };
         let name = transport.capabilities().transport.to_owned();
         transport.close().await?;
-        Ok(Self { harness, settings, transport: name, version: version? })
+        Ok(Self { harness, settings, transport: name, version: version?.server.version })
     }
 
     /// Runs these cases, several at once, and tells of each as it ends. When `stop` becomes true no further one begins,

@@ -114,6 +114,7 @@ const BROKEN: &[(&str, M, &str)] = &[
     ("delete_is_idempotent", M::SecondDeleteFails, "the second deletion"),
     ("depth_counts_what_is_ready", M::CountsNothing, "counting seven messages: still"),
     ("purge_empties_the_queue", M::PurgesNothing, "outlived the purge"),
+    ("diagnosis_disturbs_nothing", M::DiagnosisTakes, "waiting for a message did not end"),
     ("browse_takes_nothing", M::BrowsingTakes, "waiting for a message did not end"),
 ];
 

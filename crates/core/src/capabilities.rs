@@ -3,10 +3,14 @@
 use std::fmt;
 use std::time::Duration;
 
+use serde::Serialize;
+
+use crate::diagnosis::{optional_seconds, seconds};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How far a transport supports something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Level {
     /// The broker does it.
     Native,
@@ -17,7 +21,8 @@ pub enum Level {
 }
 
 /// Whether messages can be read without consuming them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Browse {
     /// Without a trace.
     Native,
@@ -28,7 +33,8 @@ pub enum Browse {
 }
 
 /// What `Ok` of a settlement means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum SettleMeaning {
     /// The broker has confirmed it.
     Confirmed,
@@ -40,7 +46,8 @@ pub enum SettleMeaning {
 }
 
 /// How a message is retried.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum RetryMeans {
     /// The broker delivers the same message again; it cannot carry our history.
     InPlace,
@@ -48,19 +55,21 @@ pub enum RetryMeans {
     Republish,
 }
 
-/// How long a delivery is ours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How long a delivery is ours. In JSON `"none"`, `{"fixed": seconds}` or `{"renewable": seconds or null}`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Lease {
     /// For a time that can be extended, in all at most so long from the receipt (`None`: no maximum).
-    Renewable(Option<Duration>),
+    Renewable(#[serde(serialize_with = "optional_seconds")] Option<Duration>),
     /// For a time that cannot be extended.
-    Fixed(Duration),
+    Fixed(#[serde(serialize_with = "seconds")] Duration),
     /// Until settled, or until the connection is lost.
     None,
 }
 
 /// Who can reach what a transport holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Reach {
     /// Only this process; it dies with it.
     Process,
@@ -71,7 +80,8 @@ pub enum Reach {
 }
 
 /// Whether several unresolved messages of one ordering key can be in flight without losing their order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum KeyPipeline {
     /// They can: the broker or its client keeps the order even where one has to be sent again.
     Safe,
@@ -80,7 +90,7 @@ pub enum KeyPipeline {
 }
 
 /// Sizes and counts that a destination refuses to exceed. `None` is no limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Limits {
     /// A message's payload, in bytes.
     pub payload_bytes: Option<usize>,
@@ -90,7 +100,8 @@ pub struct Limits {
     pub batch_entries: usize,
     /// Bytes in one publish call, as the driver measures them.
     pub batch_bytes: Option<usize>,
-    /// The longest delay of a send.
+    /// The longest delay of a send; in JSON, in seconds.
+    #[serde(serialize_with = "optional_seconds")]
     pub delay: Option<Duration>,
 }
 
@@ -101,7 +112,7 @@ impl Limits {
 }
 
 /// What a transport, or one destination of it, can do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Capabilities {
     /// The transport's name: its crate's folder, feature and environment prefix.
     pub transport: &'static str,

@@ -34,6 +34,7 @@ use crate::address::{Address, AddressOption};
 use crate::answer;
 use crate::capabilities::Capabilities;
 use crate::consumer::ConsumeOptions;
+use crate::diagnosis::{DiagnoseOptions, Diagnosis};
 use crate::envelope::Envelope;
 use crate::error::{Error, ErrorKind, Result, Retry};
 use crate::headers::HeaderValue;
@@ -75,11 +76,6 @@ pub trait Transport: Send + Sync + 'static {
     /// What this transport can do at its best.
     fn capabilities(&self) -> &Capabilities;
 
-    /// The broker's version, where it tells: what known deviations are looked up by.
-    async fn version(&self) -> Result<Option<String>> {
-        Ok(None)
-    }
-
     /// Opens a destination for publishing; fails with `NotFound` where that can be known.
     async fn publisher(&self, to: &Address) -> Result<Arc<dyn Publisher>>;
 
@@ -102,6 +98,12 @@ pub trait Transport: Send + Sync + 'static {
     /// Reads at most `max` ready messages without consuming them, in order, as far as
     /// [`Capabilities::browse`](Capabilities) allows.
     async fn browse(&self, address: &Address, max: NonZeroUsize) -> Result<Vec<Delivery>>;
+
+    /// Looks at the broker and at what the address names, and says what is there and what is wrong with it, each with its
+    /// remedy. It disturbs nothing: nothing is created, changed, consumed or published, and no delivery count rises. A
+    /// check that cannot be made is told as such. What is missing is a finding, not an error; an error is what makes the
+    /// whole diagnosis impossible.
+    async fn diagnose(&self, address: &Address, options: &DiagnoseOptions) -> Result<Diagnosis>;
 
     /// Closes connections and joins tasks. Publishers and consumers are closed before.
     async fn close(&self) -> Result<()>;

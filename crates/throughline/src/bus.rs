@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use throughline_core::driver::{self, Transport};
 use throughline_core::{
-    Address, Capabilities, ConsumeOptions, Consumer, Depth, Error, ErrorKind, PublishOptions, Publisher,
-    Result,
+    Address, Capabilities, ConsumeOptions, Consumer, Depth, DiagnoseOptions, Diagnosis, Error, ErrorKind,
+    PublishOptions, Publisher, Result,
 };
 
 use crate::registry::registered;
@@ -117,6 +117,16 @@ impl Bus {
     pub async fn browse(&self, address: &str, max: NonZeroUsize) -> Result<Vec<driver::Delivery>> {
         let address = self.resolve(address)?;
         self.transport.browse(&address, max).await.map_err(|error| error.at("browse", &address))
+    }
+
+    /// Looks at the broker and at what the address names, and says what is there and what is wrong with it, worst first,
+    /// each with its remedy. It disturbs nothing. What is missing is a finding, not an error.
+    pub async fn diagnose(&self, address: &str, options: &DiagnoseOptions) -> Result<Diagnosis> {
+        let address = self.resolve(address)?;
+        let diagnosed = self.transport.diagnose(&address, options).await;
+        let mut diagnosis = diagnosed.map_err(|error| error.at("diagnose", &address))?;
+        diagnosis.sort();
+        Ok(diagnosis)
     }
 
     /// Closes the publishers, sending what they hold, and then the connections. Close consumers before: what they hold

@@ -3,6 +3,8 @@
 use std::num::NonZeroUsize;
 
 use throughline_core::capabilities::Browse;
+use throughline_core::diagnosis::{DiagnoseOptions, Severity};
+use throughline_core::driver::Place;
 use throughline_core::{ConsumeOptions, ErrorKind, Order};
 
 use super::cases;
@@ -16,6 +18,7 @@ pub(crate) const CASES: &[Case] = cases!["admin";
     delete_is_idempotent: "What is deleted is gone with its messages, and deleting it again is no error.",
     depth_counts_what_is_ready: "The depth tells how many messages are ready.",
     purge_empties_the_queue: "A purge deletes what is ready, says how much that was, and the queue goes on.",
+    diagnosis_disturbs_nothing: "A diagnosis takes no message and makes nothing; what is missing is a finding with a remedy.",
     browse_takes_nothing: "Browsing shows the ready messages and takes none; where it is declared to disturb nothing, no count rises.",
 ];
 
@@ -77,6 +80,40 @@ async fn purge_empties_the_queue(cx: Cx) -> Checked {
     ensure!(text(delivery.envelope()) == "after", "'{}' outlived the purge", text(delivery.envelope()));
     delivery.ack().await?;
     cx.nothing(&mut consumer).await?;
+    Ok(Verdict::Passed)
+}
+
+async fn diagnosis_disturbs_nothing(cx: Cx) -> Checked {
+    let queue = cx.queue().await?;
+    let publisher = cx.publisher(&queue).await?;
+    for answer in publisher.publish_batch(numbers(3).map(message)).await {
+        answer?;
+    }
+    let options = DiagnoseOptions::default();
+    let well = cx.within("diagnosing", cx.transport().diagnose(&queue, &options)).await??;
+    ensure!(well.worst() != Some(Severity::Error), "a queue that create has made: {:?}", well.findings);
+    let mut consumer = cx.consumer(&queue).await?;
+    for number in numbers(3) {
+        let delivery = cx.next(&mut consumer).await?;
+        let (came, counted) = (text(delivery.envelope()), delivery.receive_count().unwrap_or(1));
+        ensure!(came == number, "'{came}' came where '{number}' was due");
+        ensure!(counted == 1, "a diagnosis was counted as a delivery");
+        delivery.ack().await?;
+    }
+    let name = cx.name();
+    let Some(missing) = cx.missing(Place::Queue(&name)) else { return Ok(Verdict::Passed) };
+    let ill = cx.within("diagnosing", cx.transport().diagnose(&missing, &options)).await??;
+    let told = ill.findings.iter().find(|finding| finding.severity == Severity::Error);
+    ensure!(
+        told.is_some_and(|finding| !finding.remedy.text.is_empty()),
+        "a missing queue: {:?}",
+        ill.findings
+    );
+    let depth = cx.within("counting", cx.transport().depth(&missing)).await?;
+    ensure!(
+        depth.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound),
+        "a missing queue's depth after its diagnosis is answered {depth:?}"
+    );
     Ok(Verdict::Passed)
 }
 

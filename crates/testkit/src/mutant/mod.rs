@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use throughline_core::capabilities::{Capabilities, Lease, Level};
+use throughline_core::diagnosis::{DiagnoseOptions, Diagnosis};
 use throughline_core::driver::{self, Delivery, Depth, Transport};
 use throughline_core::{Address, ConsumeOptions, Envelope, Error, ErrorKind, Result};
 use tokio::sync::watch;
@@ -108,6 +109,7 @@ pub enum Mutation {
     SecondDeleteFails,
     CountsNothing,
     PurgesNothing,
+    DiagnosisTakes,
     BrowsingTakes,
 }
 
@@ -257,6 +259,13 @@ impl Transport for Mutant {
     async fn depth(&self, address: &Address) -> Result<Depth> {
         let depth = self.inner.depth(&self.translate(address)).await?;
         Ok(if self.mutation == Mutation::CountsNothing { Depth { ready: 0, ..depth } } else { depth })
+    }
+
+    async fn diagnose(&self, address: &Address, options: &DiagnoseOptions) -> Result<Diagnosis> {
+        if self.mutation == Mutation::DiagnosisTakes {
+            self.purge(address).await?;
+        }
+        self.inner.diagnose(&self.translate(address), options).await
     }
 
     async fn browse(&self, address: &Address, max: NonZeroUsize) -> Result<Vec<Delivery>> {

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use throughline_core::capabilities::{self, Capabilities};
 use throughline_core::driver::{self, Delivery, Depth, Transport};
-use throughline_core::{Address, ConsumeOptions, Result};
+use throughline_core::{Address, ConsumeOptions, DiagnoseOptions, Diagnosis, Result};
 
 use crate::broker::Broker;
 use crate::config::{self, Config};
 use crate::consumer::MemoryConsumer;
+use crate::diagnose;
 use crate::publisher::MemoryPublisher;
 
 /// The memory transport: a handle to the buses of this process.
@@ -66,6 +67,10 @@ impl Transport for Memory {
 
     async fn browse(&self, address: &Address, max: NonZeroUsize) -> Result<Vec<Delivery>> {
         Ok(existing(address)?.browse(max.get()))
+    }
+
+    async fn diagnose(&self, address: &Address, options: &DiagnoseOptions) -> Result<Diagnosis> {
+        Ok(diagnose::diagnose(&*broker(address)?, address, &Config::new(address)?, options))
     }
 
     async fn close(&self) -> Result<()> {

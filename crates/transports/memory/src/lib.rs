@@ -4,6 +4,10 @@ mod admin;
 mod broker;
 mod config;
 mod consumer;
+mod diagnose;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod publisher;
 mod queue;
 

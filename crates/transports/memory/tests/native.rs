@@ -289,3 +289,29 @@ async fn a_consumer_that_stops_passes_its_wake_up_on() {
         delivery.unwrap().unwrap().unwrap().ack().await.unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_diagnosis_creates_nothing_and_names_the_remedy() {
+    let codes = |diagnosis: &throughline::Diagnosis| -> Vec<&str> {
+        diagnosis.findings.iter().map(|finding| finding.code).collect()
+    };
+    let bus = Bus::connect("memory:native-diagnosis?queue=q").await.unwrap();
+    let options = throughline::DiagnoseOptions { handler: Some(Duration::from_secs(7200)) };
+    for _ in 0..2 {
+        // Missing both times: the first look made nothing.
+        let missing = bus.diagnose("?queue=q&create=never&dead_letter=dead", &options).await.unwrap();
+        assert_eq!(codes(&missing), ["queue-missing", "queue-missing", "lease-not-renewed-long-enough"]);
+        assert!(missing.findings[2].remedy.commands[0].contains("from_secs(14400)"), "{missing:?}");
+        let made_on_use = bus.diagnose("", &throughline::DiagnoseOptions::default()).await.unwrap();
+        assert_eq!(codes(&made_on_use), ["no-dead-letter"]);
+    }
+    bus.create("?queue=q&max_length=1").await.unwrap();
+    bus.create("?topic=t").await.unwrap();
+    bus.publisher().await.unwrap().publish(Envelope::new("x")).await.unwrap();
+    let full = bus.diagnose("?queue=q", &throughline::DiagnoseOptions::default()).await.unwrap();
+    assert_eq!(codes(&full), ["queue-full", "no-dead-letter"]);
+    assert_eq!(bus.depth("?queue=q").await.unwrap().ready, 1);
+    let topic = bus.diagnose("?topic=t", &throughline::DiagnoseOptions::default()).await.unwrap();
+    assert_eq!(codes(&topic), ["no-subscription", "no-dead-letter"]);
+    bus.close().await.unwrap();
+}

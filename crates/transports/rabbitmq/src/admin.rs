@@ -22,7 +22,7 @@ use crate::transport::Shared;
 /// version puts a message that is given back at the end of the queue where there is no limit, near its head where there
 /// is one (<https://www.rabbitmq.com/docs/quorum-queues#repeated-requeues>). `-1`, which means none since 4.0, makes 3.x
 /// drop a message at its first return (seen with 3.10).
-const NO_DELIVERY_LIMIT: i64 = 1_000_000_000;
+pub(crate) const NO_DELIVERY_LIMIT: i64 = 1_000_000_000;
 
 /// Runs requests on a channel that is closed afterwards.
 macro_rules! on_channel {
@@ -149,6 +149,12 @@ impl Wanted {
         set_number(&mut arguments, "x-delivery-limit", NO_DELIVERY_LIMIT);
         arguments
     }
+}
+
+/// Whether an address contradicts itself.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn check_wanted(destination: &Destination) -> Result<()> {
+    Wanted::of(destination).map(drop)
 }
 
 fn set_text(arguments: &mut FieldTable, name: &'static str, value: &str) {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use lapin::types::ShortString;
 use throughline_core::address::AddressOption;
+use throughline_core::capabilities::{self, Capabilities, Lease, Level};
 use throughline_core::driver::{Place, Sibling};
 use throughline_core::{Address, Error, ErrorKind, Result};
 
@@ -60,6 +61,11 @@ pub(crate) const OPTIONS: &[AddressOption] = &[
     ),
     option("message_ttl", "DURATION", "create: how long a message may wait before the broker expires it."),
     option("payload_limit", "BYTES", "The broker's max_message_size; 16777216 by default, as RabbitMQ 4's."),
+    option(
+        "consumer_timeout",
+        "DURATION",
+        "How long the broker waits for an ack: its consumer_timeout, where it is not 30m.",
+    ),
     option("heartbeat", "DURATION", "The interval of heartbeats, in whole seconds; 20s by default."),
     option("connect_timeout", "DURATION", "How long connecting and logging in may take; 10s by default."),
     option("connection_name", "NAME", "What the connections are called in the broker's management."),
@@ -233,6 +239,8 @@ pub(crate) struct Destination {
     /// Whether unroutable messages are an error.
     pub(crate) mandatory: bool,
     pub(crate) payload_limit: Option<usize>,
+    /// The broker's, where the address says it.
+    pub(crate) consumer_timeout: Option<Duration>,
 }
 
 /// Where a message is published.
@@ -270,6 +278,7 @@ impl Destination {
             dead_letter,
             mandatory: address.one_of("unroutable", &["error", "drop"])? != Some("drop"),
             payload_limit: address.parsed("payload_limit", "a number of bytes")?,
+            consumer_timeout: address.duration("consumer_timeout")?,
             address: address.clone(),
         })
     }
@@ -277,6 +286,20 @@ impl Destination {
     /// The queue, which reading needs.
     pub(crate) fn source(&self) -> Result<ShortString> {
         self.queue.clone().ok_or_else(|| bad(&self.address, "names no queue; add ?queue=NAME"))
+    }
+
+    /// What can be done here, by what the address says of the broker.
+    pub(crate) fn capabilities(&self) -> Capabilities {
+        let mut capabilities = capabilities::RABBITMQ;
+        capabilities.limits.payload_bytes = self.payload_limit.or(capabilities.limits.payload_bytes);
+        if let Some(time) = self.consumer_timeout {
+            capabilities.lease = Lease::Fixed(time);
+        }
+        if self.address.option("queue_type") == Some("classic") {
+            // It only tells the first delivery from later ones.
+            capabilities.delivery_count = Level::No;
+        }
+        capabilities
     }
 
     /// How the address is created, for errors.
@@ -365,6 +388,7 @@ mod tests {
             ("amqp://h/?queue=", "not a name"),
             ("amqp://h/?dead_letter=a&dead_letter_exchange=b", "exclude"),
             ("amqp://h/?unroutable=x", "error or drop"),
+            ("amqp://h/?consumer_timeout=x", "a duration"),
         ] {
             let error = Destination::of(&address(text)).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidAddress);

@@ -70,6 +70,17 @@ impl Link {
         usize::try_from(self.connection.configuration().frame_max()).unwrap_or(usize::MAX)
     }
 
+    /// How many channels it may have, and the interval of heartbeats, in seconds.
+    pub(crate) fn agreed(&self) -> (u16, u16) {
+        let agreed = self.connection.configuration();
+        (agreed.channel_max(), agreed.heartbeat())
+    }
+
+    /// Whether the broker has said that it takes no messages for now.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.connection.status().blocked()
+    }
+
     async fn close(&self) {
         let goodbye = self.connection.close(200, ShortString::default());
         if !matches!(tokio::time::timeout(GOODBYE, goodbye).await, Ok(Ok(()))) {
@@ -187,6 +198,15 @@ impl Keeper {
         };
         let outcome = attempt.wait_for(Option::is_some).await.map_err(|_| error::disconnected("closed"))?;
         outcome.clone().unwrap_or_else(|| Err(error::disconnected("closed")))
+    }
+
+    /// What it connects with.
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.0.settings
+    }
+
+    pub(crate) fn tls(&self) -> Option<&RustlsConnector> {
+        self.0.tls.as_deref()
     }
 
     /// Waits until the next attempt may be made. Gives whether that was a wait: whether the last attempt failed.

@@ -19,9 +19,9 @@ use lapin::options::{
     BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, BasicRejectOptions,
 };
 use lapin::types::{FieldTable, ShortString};
-use throughline_core::capabilities::{self, Capabilities, Level};
+use throughline_core::capabilities::Lease;
 use throughline_core::driver::{self, Delivery, Endpoint, Settlement, Token};
-use throughline_core::{ConsumeOptions, Error, ErrorKind, Order, Result, Retry, Timestamp};
+use throughline_core::{Capabilities, ConsumeOptions, Error, ErrorKind, Order, Result, Retry, Timestamp};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -61,8 +61,8 @@ pub(crate) struct Consumer {
     pub(crate) freed: Notify,
     /// Attempts to open the channel that failed one after the other.
     failures: AtomicU32,
-    endpoint: Endpoint,
     capabilities: Capabilities,
+    endpoint: Endpoint,
 }
 
 /// The present channel's state.
@@ -124,11 +124,7 @@ impl Consumer {
         options: &ConsumeOptions,
     ) -> Result<Self> {
         let queue = destination.source()?;
-        let mut capabilities = capabilities::RABBITMQ;
-        if destination.address.option("queue_type") == Some("classic") {
-            // It only tells the first delivery from later ones.
-            capabilities.delivery_count = Level::No;
-        }
+        let capabilities = destination.capabilities();
         let consumer = Self {
             republisher: Republisher::new(shared.clone()),
             endpoint: Endpoint {
@@ -157,6 +153,15 @@ impl Consumer {
 
     pub(crate) fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The longest that a keyed message is held in place, from its receipt: well below the broker's consumer_timeout, which
+    /// closes the channel. A longer retry goes by the delay queues.
+    pub(crate) fn longest_hold(&self) -> Duration {
+        match self.capabilities.lease {
+            Lease::Fixed(lease) => lease / 6 * 5,
+            Lease::Renewable(_) | Lease::None => Duration::MAX,
+        }
     }
 
     pub(crate) fn dead_letter(&self) -> Option<&Route> {

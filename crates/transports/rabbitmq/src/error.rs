@@ -63,6 +63,11 @@ pub(crate) fn is_missing(error: &Error) -> bool {
     error.kind() == ErrorKind::NotFound && error.retry() == Retry::Never
 }
 
+/// Whether a queue is another connection's own.
+pub(crate) fn is_locked(error: &Error) -> bool {
+    error.native().and_then(reply).is_some_and(|(code, _)| code == code::RESOURCE_LOCKED)
+}
+
 /// The broker's reply, where it closed a channel or the connection.
 pub(crate) fn reply(error: &lapin::Error) -> Option<(u16, String)> {
     match error.kind() {

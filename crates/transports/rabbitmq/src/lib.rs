@@ -7,7 +7,11 @@ mod confirm;
 mod connect;
 mod consumer;
 mod delay;
+mod diagnose;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gate;
 mod message;
 mod publisher;

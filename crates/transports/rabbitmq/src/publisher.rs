@@ -9,7 +9,7 @@ use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, ExchangeKind};
 use opentelemetry::KeyValue;
 use throughline_core::driver::{self, Completions, Endpoint, Outgoing};
-use throughline_core::{Capabilities, Envelope, Error, ErrorKind, Result, Retry, Timestamp, capabilities};
+use throughline_core::{Capabilities, Envelope, Error, ErrorKind, Result, Retry, Timestamp};
 
 use crate::codec::{self, Hop, SHORT};
 use crate::config::{Destination, Route, bad, is_pattern};
@@ -70,11 +70,8 @@ impl Publisher {
         };
         let link = shared.publishing.link().await?;
         check(&link.channel().await?, &target).await.map_err(|error| missing(error, destination))?;
-        let mut capabilities = capabilities::RABBITMQ;
+        let mut capabilities = destination.capabilities();
         capabilities.limits.header_bytes = Some(link.frame_max().saturating_sub(FRAME));
-        if let Some(limit) = destination.payload_limit {
-            capabilities.limits.payload_bytes = Some(limit);
-        }
         let hint = destination.hint();
         let unroutable = move |reply: &str| {
             let text = match &target {

@@ -16,10 +16,6 @@ use crate::config::Route;
 use crate::consumer::{Consumer, Inner, Session, nack, poll_once, stale};
 use crate::republish::{Destined, Onward};
 
-/// The longest that a keyed message is held in place, from its receipt: well below RabbitMQ's acknowledgement timeout of
-/// 30 min, which closes the channel. A longer retry goes by the delay queues.
-const LONGEST_HOLD: Duration = Duration::from_secs(25 * 60);
-
 type Writing = Pin<Box<dyn Future<Output = lapin::Result<()>> + Send>>;
 
 /// Frames that were handed to the client, in order, and whose writing is awaited later, outside of any lock.
@@ -134,7 +130,7 @@ impl Consumer {
         match entry.key().filter(|_| self.keep_order).cloned() {
             // Nobody would hand it out again here; another consumer finds it at its place in the queue.
             Some(_) if self.is_stopping() => release(inner, session, at, tag, writes).map(|()| None),
-            Some(key) if entry.received.elapsed().saturating_add(after) <= LONGEST_HOLD => {
+            Some(key) if entry.received.elapsed().saturating_add(after) <= self.longest_hold() => {
                 let delivery = &mut entry.delivery;
                 delivery.failed_attempts = failed_attempts;
                 delivery.history = Some(history.clone());

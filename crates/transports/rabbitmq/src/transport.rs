@@ -6,14 +6,16 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use throughline_core::driver::{self, Connecting, Delivery, Depth};
-use throughline_core::{Address, Capabilities, ConsumeOptions, Result, capabilities};
+use throughline_core::{
+    Address, Capabilities, ConsumeOptions, DiagnoseOptions, Diagnosis, Result, capabilities,
+};
 
-use crate::admin;
 use crate::config::{Destination, OPTIONS, Settings, bad, same_vhost};
 use crate::connect::{Keeper, Reached, tls_connector};
 use crate::consumer::Consumer;
 use crate::delay::Tiers;
 use crate::publisher::Publisher;
+use crate::{admin, diagnose};
 
 /// What publishers and consumers share.
 pub(crate) struct Shared {
@@ -102,6 +104,10 @@ impl driver::Transport for Transport {
 
     async fn browse(&self, address: &Address, max: NonZeroUsize) -> Result<Vec<Delivery>> {
         admin::browse(&self.shared, &self.destination(address)?, max).await
+    }
+
+    async fn diagnose(&self, address: &Address, options: &DiagnoseOptions) -> Result<Diagnosis> {
+        diagnose::diagnose(&self.shared, &self.destination(address)?, options).await
     }
 
     async fn close(&self) -> Result<()> {

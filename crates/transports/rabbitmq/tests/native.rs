@@ -13,6 +13,8 @@ mod admin;
 mod connecting;
 #[path = "native/consuming.rs"]
 mod consuming;
+#[path = "native/diagnosing.rs"]
+mod diagnosing;
 #[path = "native/foreign.rs"]
 mod foreign;
 #[path = "native/publishing.rs"]
