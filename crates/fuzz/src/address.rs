@@ -61,7 +61,11 @@ pub(crate) fn secret(input: &[u8]) {
     let address = format!("{scheme}://{user}:{before}{SECRET}{after}@{host}{rest}");
     // A scheme with a colon, or a user with a raw `/` or `?`, is no user: what follows is a path and options as written.
     let is_user = |text: &str| !text.contains([':', '/', '?', '@']);
-    if address.matches(SECRET).count() != 1 || !is_user(user) || scheme.contains([':', '/', '?']) {
+    // A scheme is shown in lower case.
+    if address.to_lowercase().matches(SECRET).count() != 1
+        || !is_user(user)
+        || scheme.contains([':', '/', '?'])
+    {
         return;
     }
     let mut shown = Vec::new();
