@@ -88,9 +88,9 @@ fn main() -> Result<()> {
             let latency = runtime.block_on(latency::run(cli.singles))?;
             let report = Report { counts, latency };
             if cli.json {
-                println!("{}", serde_json::to_string(&report)?)
+                println!("{}", serde_json::to_string(&report)?);
             } else {
-                print!("{report}")
+                print!("{report}");
             }
             Ok(())
         }

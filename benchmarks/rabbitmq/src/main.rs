@@ -72,9 +72,9 @@ async fn run(cli: Cli) -> Result<()> {
     }
     broker.close().await?;
     if cli.json {
-        println!("{}", serde_json::to_string(&report)?)
+        println!("{}", serde_json::to_string(&report)?);
     } else {
-        print!("{report}")
+        print!("{report}");
     }
     Ok(())
 }
