@@ -3,7 +3,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use futures_util::task::AtomicWaker;
@@ -21,16 +21,32 @@ struct State<R> {
     remaining: usize,
 }
 
-impl<R> Inner<R> {
-    fn answer(&self, index: usize, result: Result<R>) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(place @ None) = state.results.get_mut(index) {
+impl<R> State<R> {
+    /// The first answer counts.
+    fn put(&mut self, index: usize, result: Result<R>) {
+        if let Some(place @ None) = self.results.get_mut(index) {
             *place = Some(result);
-            state.remaining -= 1;
-            if state.remaining == 0 {
-                drop(state);
-                self.waker.wake();
-            }
+            self.remaining -= 1;
+        }
+    }
+
+    fn take(&mut self, mut missing: impl FnMut(usize) -> Error) -> Vec<Result<R>> {
+        let results = std::mem::take(&mut self.results).into_iter().enumerate();
+        results.map(|(index, result)| result.unwrap_or_else(|| Err(missing(index)))).collect()
+    }
+}
+
+impl<R> Inner<R> {
+    fn state(&self) -> MutexGuard<'_, State<R>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes who waits, if these were the last.
+    fn put_back(&self, state: MutexGuard<'_, State<R>>) {
+        let complete = state.remaining == 0;
+        drop(state);
+        if complete {
+            self.waker.wake();
         }
     }
 }
@@ -46,8 +62,12 @@ impl<R> Answers<R> {
 }
 
 impl Answer for Answers<Receipt> {
-    fn answer(&self, index: usize, result: Result<Receipt>) {
-        self.0.answer(index, result);
+    fn answer(&self, answers: &mut dyn Iterator<Item = (usize, Result<Receipt>)>) {
+        let mut state = self.0.state();
+        for (index, result) in answers {
+            state.put(index, result);
+        }
+        self.0.put_back(state);
     }
 }
 
@@ -59,17 +79,29 @@ pub(crate) struct Slot<R> {
 
 impl<R> Slot<R> {
     pub(crate) fn answer(mut self, result: Result<R>) {
+        self.put(result);
+    }
+
+    fn put(&mut self, result: Result<R>) {
         if let Some(inner) = self.inner.take() {
-            inner.answer(self.index, result);
+            let mut state = inner.state();
+            state.put(self.index, result);
+            inner.put_back(state);
         }
+    }
+
+    /// The place itself, leaving none behind.
+    pub(crate) fn take(&mut self) -> Self {
+        Self { inner: self.inner.take(), index: self.index }
     }
 }
 
 impl<R> Drop for Slot<R> {
+    // Inlined, because nearly all are empty by then.
+    #[inline]
     fn drop(&mut self) {
-        if let Some(inner) = self.inner.take() {
-            let error = Error::new(ErrorKind::Closed, "closed before there was an answer");
-            inner.answer(self.index, Err(error.with_retry(Retry::Uncertain)));
+        if self.inner.is_some() {
+            self.put(Err(no_answer()));
         }
     }
 }
@@ -81,27 +113,29 @@ impl<R> Future for All<R> {
     type Output = Vec<Result<R>>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let take = || {
-            let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
-            (state.remaining == 0).then(|| std::mem::take(&mut state.results).into_iter().flatten().collect())
-        };
-        if let Some(results) = take() {
+        if let Some(results) = self.complete() {
             return Poll::Ready(results);
         }
         self.0.waker.register(cx.waker());
         // Again, for an answer that came between the look and the registration.
-        take().map_or(Poll::Pending, Poll::Ready)
+        self.complete().map_or(Poll::Pending, Poll::Ready)
     }
 }
 
 impl<R> All<R> {
-    /// The answers that there are; `missing` makes the others, by index.
-    pub(crate) fn take_now(&self, mut missing: impl FnMut(usize) -> Error) -> Vec<Result<R>> {
-        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let results = std::mem::take(&mut state.results);
-        let all = results.into_iter().enumerate();
-        all.map(|(index, result)| result.unwrap_or_else(|| Err(missing(index)))).collect()
+    fn complete(&self) -> Option<Vec<Result<R>>> {
+        let mut state = self.0.state();
+        (state.remaining == 0).then(|| state.take(|_| no_answer()))
     }
+
+    /// The answers that there are; `missing` makes the others, by index.
+    pub(crate) fn take_now(&self, missing: impl FnMut(usize) -> Error) -> Vec<Result<R>> {
+        self.0.state().take(missing)
+    }
+}
+
+fn no_answer() -> Error {
+    Error::new(ErrorKind::Closed, "closed before there was an answer").with_retry(Retry::Uncertain)
 }
 
 /// Places for `len` answers, and the future of all.

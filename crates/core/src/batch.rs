@@ -37,6 +37,32 @@ pub(crate) struct Item {
     pub(crate) uncertain: bool,
 }
 
+impl Item {
+    /// What is left of it, once it is answered.
+    #[inline]
+    pub(crate) fn answered(&mut self, result: Result<Receipt>) -> Answered {
+        let result = match result {
+            // An earlier try may have come through, whatever became of the last.
+            Err(error) if self.uncertain && error.retry() == Retry::Safe => {
+                Err(error.with_retry(Retry::Uncertain))
+            }
+            result => result,
+        };
+        let key = self.message.envelope.ordering_key.clone().filter(|_| result.is_err());
+        Answered { slot: self.slot.take(), span: self.span.take(), started: self.started, key, result }
+    }
+}
+
+/// A message that is answered, before anyone is told.
+pub(crate) struct Answered {
+    pub(crate) slot: Slot<Receipt>,
+    pub(crate) span: Option<Context>,
+    pub(crate) started: Instant,
+    /// Of one that failed.
+    pub(crate) key: Option<Bytes>,
+    pub(crate) result: Result<Receipt>,
+}
+
 /// What an answer tells the dispatcher.
 pub(crate) enum Event {
     /// The message failed safely and is to be sent again.
@@ -120,15 +146,23 @@ impl Dispatcher {
                 () = sleep_until(resend_at), if resend_at.is_some() => self.resend(),
                 chunk = queue.recv(), if open => match chunk {
                     Some(chunk) => {
-                        self.ready.extend(chunk);
+                        self.queue(chunk);
                         // What has accumulated goes together.
                         while let Ok(chunk) = queue.try_recv() {
-                            self.ready.extend(chunk);
+                            self.queue(chunk);
                         }
                     }
                     None => open = false,
                 },
             }
+        }
+    }
+
+    fn queue(&mut self, chunk: Vec<Item>) {
+        if self.ready.is_empty() {
+            self.ready = chunk.into();
+        } else {
+            self.ready.extend(chunk);
         }
     }
 
@@ -200,29 +234,32 @@ impl Dispatcher {
 
     /// Takes the next batch off the queue; messages of fenced and busy keys are answered or parked on the way.
     fn take_batch(&mut self) -> Vec<Item> {
-        let limits = self.shared.driver.capabilities().limits;
+        let limits = &self.shared.driver.capabilities().limits;
         let entries = limits.batch_entries.max(1);
-        let mut batch = Vec::with_capacity(self.ready.len().min(entries));
-        let mut bytes = 0;
-        while batch.len() < entries {
-            let Some(item) = self.ready.front() else { break };
+        let (mut count, mut bytes) = (0, 0);
+        for item in self.ready.iter().take(entries) {
             bytes += item.size;
-            if !batch.is_empty() && limits.batch_bytes.is_some_and(|max| bytes > max) {
+            if count > 0 && limits.batch_bytes.is_some_and(|max| bytes > max) {
                 break;
             }
-            let Some(item) = self.ready.pop_front() else { break };
-            if let Some(item) = self.admit(item) {
-                batch.push(item);
-            }
+            count += 1;
         }
-        batch
+        let batch: Vec<_> = if count == self.ready.len() {
+            std::mem::take(&mut self.ready).into()
+        } else {
+            self.ready.drain(..count).collect()
+        };
+        if batch.iter().all(|item| item.message.envelope.ordering_key.is_none()) {
+            return batch;
+        }
+        batch.into_iter().filter_map(|item| self.admit(item)).collect()
     }
 
     /// Gives the item back if its key lets it go.
-    fn admit(&mut self, item: Item) -> Option<Item> {
+    fn admit(&mut self, mut item: Item) -> Option<Item> {
         let Some(key) = &item.message.envelope.ordering_key else { return Some(item) };
         if self.shared.is_fenced(key) {
-            self.shared.finish(item, Err(held_back()));
+            self.shared.finish(vec![item.answered(Err(held_back()))]);
             return None;
         }
         if self.busy.contains_key(key) {
@@ -239,11 +276,11 @@ impl Dispatcher {
         match event {
             Event::Idle => {}
             Event::Released(key) => self.release(&key),
-            Event::Resend(item, error) => {
+            Event::Resend(mut item, error) => {
                 let due = Instant::now() + self.backoff;
                 if due >= item.deadline {
                     let key = item.message.envelope.ordering_key.clone();
-                    self.shared.finish(item, Err(error));
+                    self.shared.finish(vec![item.answered(Err(error))]);
                     if let Some(key) = key.filter(|_| self.one_by_one) {
                         self.release(&key);
                     }
@@ -318,35 +355,51 @@ struct InFlight {
 }
 
 impl Answer for InFlight {
-    fn answer(&self, index: usize, result: Result<Receipt>) {
-        let item = {
-            let mut items = self.items.lock().unwrap_or_else(PoisonError::into_inner);
-            items.get_mut(index).and_then(Option::take)
-        };
-        let Some(mut item) = item else { return };
-        item.uncertain |= result.as_ref().is_err_and(|error| error.retry() == Retry::Uncertain);
-        let again = result.as_ref().err().is_some_and(|error| match error.retry() {
+    fn answer(&self, answers: &mut dyn Iterator<Item = (usize, Result<Receipt>)>) {
+        let mut answered = Vec::with_capacity(answers.size_hint().1.unwrap_or(0));
+        // The dispatcher may be gone only when nothing is unanswered, so its events are always received.
+        let (mut resent, mut released) = (0, Vec::new());
+        let mut items = self.items.lock().unwrap_or_else(PoisonError::into_inner);
+        for (index, result) in answers {
+            let Some(place) = items.get_mut(index) else { continue };
+            match (place.as_mut(), result) {
+                (None, _) => {}
+                (Some(item), Err(error)) if self.sends_again(&error) => {
+                    item.uncertain |= error.retry() == Retry::Uncertain;
+                    // Before anyone is told of the others: what is published upon that comes after this one.
+                    if let Some(item) = place.take() {
+                        let _ = self.shared.events.send(Event::Resend(item, error));
+                        resent += 1;
+                    }
+                }
+                (Some(item), result) => {
+                    if self.one_by_one {
+                        released.extend(item.message.envelope.ordering_key.clone());
+                    }
+                    answered.push(item.answered(result));
+                    *place = None;
+                }
+            }
+        }
+        drop(items);
+        let count = answered.len() + resent;
+        self.shared.finish(answered);
+        for key in released {
+            let _ = self.shared.events.send(Event::Released(key));
+        }
+        // The last one wakes a dispatcher that waits to close.
+        if count > 0 && self.unanswered.fetch_sub(count, Ordering::AcqRel) == count {
+            let _ = self.shared.events.send(Event::Idle);
+        }
+    }
+}
+
+impl InFlight {
+    fn sends_again(&self, error: &Error) -> bool {
+        match error.retry() {
             Retry::Never => false,
             Retry::Safe => true,
             Retry::Uncertain => self.shared.options.allow_duplicates,
-        });
-        // The dispatcher may be gone only when nothing is unanswered, so its events are always received.
-        match result {
-            Err(error) if again => {
-                let _ = self.shared.events.send(Event::Resend(item, error));
-                self.unanswered.fetch_sub(1, Ordering::AcqRel);
-            }
-            result => {
-                let key = item.message.envelope.ordering_key.clone().filter(|_| self.one_by_one);
-                self.shared.finish(item, result);
-                if let Some(key) = key {
-                    let _ = self.shared.events.send(Event::Released(key));
-                }
-                // The last one wakes a dispatcher that waits to close.
-                if self.unanswered.fetch_sub(1, Ordering::AcqRel) == 1 {
-                    let _ = self.shared.events.send(Event::Idle);
-                }
-            }
         }
     }
 }

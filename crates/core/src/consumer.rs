@@ -1,11 +1,12 @@
 //! The portable consumer: prefetch, batched settlement, leases, a stream of deliveries.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context as TaskContext, Poll};
+use std::task::{Context as TaskContext, Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_core::Stream;
@@ -22,7 +23,7 @@ use crate::error::{Error, ErrorKind, Result, Retry};
 use crate::lease::Leases;
 use crate::metrics::Instruments;
 use crate::publisher::FAR;
-use crate::settle::{self, Op, SettleQueue, Settled};
+use crate::settle::{self, Op, SettleQueue};
 use crate::trace::{self, Description, SpanNames, TracePolicy, attribute};
 
 /// At most so many messages are asked of the driver at once, and so many deferred acks are written at once.
@@ -94,7 +95,10 @@ impl Default for ConsumeOptions {
 /// Dropped without [`close`](Self::close), it takes no more messages and releases the unread; deliveries still held can
 /// be settled, as long as the runtime lives.
 pub struct Consumer {
-    deliveries: mpsc::Receiver<Result<Delivery>>,
+    /// What one call to the driver gave, together: one wake-up for all.
+    chunks: mpsc::Receiver<Result<Vec<Delivery>>>,
+    /// Received, and not handed out yet.
+    buffer: VecDeque<Delivery>,
     /// The error that ended the stream, where deliveries came before it.
     ended: Option<Error>,
     shared: Arc<Shared>,
@@ -172,10 +176,17 @@ impl Consumer {
             options,
             driver,
         });
-        let (sender, deliveries) = mpsc::channel(max_unsettled + 1);
+        let (sender, chunks) = mpsc::channel(max_unsettled + 1);
         let receiver = tokio::spawn(receive(shared.clone(), sender));
         let settler = tokio::spawn(settle_until_closed(shared.clone()));
-        Self { deliveries, ended: None, shared, receiver: Some(receiver), settler: Some(settler) }
+        Self {
+            chunks,
+            buffer: VecDeque::new(),
+            ended: None,
+            shared,
+            receiver: Some(receiver),
+            settler: Some(settler),
+        }
     }
 
     /// What this source can do.
@@ -196,42 +207,67 @@ impl Consumer {
     /// The next that is still ours: one that was lost while it was buffered comes again, from another connection or to
     /// another consumer.
     fn poll_delivery(&mut self, cx: &mut TaskContext<'_>) -> Poll<Option<Result<Delivery>>> {
+        loop {
+            match self.buffer.pop_front() {
+                Some(delivery) if delivery.is_lease_lost() => drop(delivery),
+                Some(delivery) => return Poll::Ready(Some(Ok(delivery))),
+                None => match ready!(self.poll_buffer(cx)) {
+                    Some(Ok(())) => {}
+                    Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                    None => return Poll::Ready(None),
+                },
+            }
+        }
+    }
+
+    /// Waits until something is buffered.
+    fn poll_buffer(&mut self, cx: &mut TaskContext<'_>) -> Poll<Option<Result<()>>> {
+        if !self.buffer.is_empty() {
+            return Poll::Ready(Some(Ok(())));
+        }
         if let Some(error) = self.ended.take() {
             return Poll::Ready(Some(Err(error)));
         }
-        loop {
-            match self.deliveries.poll_recv(cx) {
-                Poll::Ready(Some(Ok(delivery))) if delivery.is_lease_lost() => drop(delivery),
-                Poll::Pending => {
-                    // Nothing is gained by waiting for more acks.
-                    self.shared.queue.nudge();
-                    return Poll::Pending;
-                }
-                ready => return ready,
+        match self.chunks.poll_recv(cx) {
+            Poll::Ready(Some(Ok(chunk))) => {
+                self.buffer = chunk.into();
+                Poll::Ready(Some(Ok(())))
+            }
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error))),
+            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Pending => {
+                // Nothing is gained by waiting for more acks.
+                self.shared.queue.nudge();
+                Poll::Pending
             }
         }
     }
 
     /// At least one delivery, and at most `max`; none when the stream has ended. Dropping the future loses nothing.
     pub async fn next_batch(&mut self, max: NonZeroUsize) -> Result<Vec<Delivery>> {
-        let mut batch = Vec::new();
-        match self.next().await {
-            Some(first) => batch.push(first?),
-            None => return Ok(batch),
-        }
-        while batch.len() < max.get() {
-            match self.deliveries.try_recv() {
-                Ok(Ok(delivery)) if delivery.is_lease_lost() => drop(delivery),
-                Ok(Ok(delivery)) => batch.push(delivery),
-                // It ends the stream: told by the next call, after what is here.
-                Ok(Err(error)) => {
-                    self.ended = Some(error);
-                    break;
+        loop {
+            match std::future::poll_fn(|cx| self.poll_buffer(cx)).await {
+                Some(buffered) => buffered?,
+                None => return Ok(Vec::new()),
+            }
+            while self.buffer.len() < max.get() && self.ended.is_none() {
+                match self.chunks.try_recv() {
+                    Ok(Ok(chunk)) => self.buffer.extend(chunk),
+                    // It ends the stream: told by a later call, after what is here.
+                    Ok(Err(error)) => self.ended = Some(error),
+                    Err(_) => break,
                 }
-                Err(_) => break,
+            }
+            let mut batch: Vec<_> = if self.buffer.len() <= max.get() {
+                std::mem::take(&mut self.buffer).into()
+            } else {
+                self.buffer.drain(..max.get()).collect()
+            };
+            Delivery::retain_ours(&mut batch);
+            if !batch.is_empty() {
+                return Ok(batch);
             }
         }
-        Ok(batch)
     }
 
     /// How many deferred acks have failed so far: their messages are delivered again.
@@ -248,7 +284,8 @@ impl Consumer {
             tracing::error!(%error, "the receiving task failed");
         }
         // Dropped, and so released.
-        while self.deliveries.try_recv().is_ok() {}
+        self.buffer.clear();
+        while self.chunks.try_recv().is_ok() {}
     }
 
     /// Stops, settles what was asked for, and closes. Deliveries that are still held become `Closed`; they go back as
@@ -312,11 +349,11 @@ impl Shared {
         }
     }
 
-    /// A delivery has left the consumer, settled or not.
-    fn off(&self, op: &Op) {
-        self.unsettled_bytes.fetch_sub(op.bytes, Ordering::AcqRel);
-        self.unsettled.fetch_sub(1, Ordering::AcqRel);
-        self.room.add_permits(1);
+    /// Deliveries have left the consumer, settled or not.
+    fn off(&self, ops: &[Op]) {
+        self.unsettled_bytes.fetch_sub(ops.iter().map(|op| op.bytes).sum(), Ordering::AcqRel);
+        self.unsettled.fetch_sub(ops.len(), Ordering::AcqRel);
+        self.room.add_permits(ops.len());
         self.settled.notify_waiters();
     }
 
@@ -347,7 +384,7 @@ impl Shared {
 }
 
 /// Asks the driver for messages while there is room, until the consumer stops.
-async fn receive(shared: Arc<Shared>, sender: mpsc::Sender<Result<Delivery>>) {
+async fn receive(shared: Arc<Shared>, sender: mpsc::Sender<Result<Vec<Delivery>>>) {
     let _end = ReceiverEnd { shared: shared.clone(), sender: sender.clone() };
     let mut phase = shared.phase.subscribe();
     let driver = shared.driver.clone();
@@ -370,13 +407,11 @@ async fn receive(shared: Arc<Shared>, sender: mpsc::Sender<Result<Delivery>>) {
                 Ok(deliveries) => {
                     shared.instruments.received(count, started.0.elapsed(), None);
                     receive_span(&shared, &deliveries, started.1);
-                    for delivery in deliveries {
-                        let bytes = delivery.envelope.payload_len();
-                        shared.unsettled.fetch_add(1, Ordering::AcqRel);
-                        shared.unsettled_bytes.fetch_add(bytes, Ordering::AcqRel);
-                        // Sent to nobody, it is dropped here, and so released.
-                        let _ = sender.try_send(Ok(Delivery::new(delivery, shared.clone())));
-                    }
+                    let bytes = deliveries.iter().map(|delivery| delivery.envelope.payload_len()).sum();
+                    shared.unsettled.fetch_add(count, Ordering::AcqRel);
+                    shared.unsettled_bytes.fetch_add(bytes, Ordering::AcqRel);
+                    // Sent to nobody, they are dropped here, and so released.
+                    let _ = sender.try_send(Ok(Delivery::received(deliveries, &shared)));
                 }
                 Err(error) => {
                     let error = error.at("consume", &shared.address);
@@ -398,7 +433,7 @@ async fn receive(shared: Arc<Shared>, sender: mpsc::Sender<Result<Delivery>>) {
 /// The end of the receiving task, however it comes.
 struct ReceiverEnd {
     shared: Arc<Shared>,
-    sender: mpsc::Sender<Result<Delivery>>,
+    sender: mpsc::Sender<Result<Vec<Delivery>>>,
 }
 
 impl Drop for ReceiverEnd {
@@ -462,17 +497,9 @@ async fn settle_until_closed(shared: Arc<Shared>) -> Result<()> {
             if ops.is_empty() {
                 continue;
             }
-            let settled = settle::settle(&*driver, ops).await;
-            let failed = settled.into_iter().filter_map(|settled| answer(&shared, settled));
-            // A lost channel takes hundreds along: one line for all.
-            if let (count, Some(error)) = failed.fold((0, None), |(count, _), error| (count + 1, Some(error)))
-            {
-                tracing::warn!(count, %error, "deferred acks failed: these messages will be delivered again");
-            }
+            settle::settle(&*driver, ops, |ops, results, took| answer(&shared, ops, results, took)).await;
         }
-        for op in shared.queue.close() {
-            shared.off(&op);
-        }
+        shared.off(&shared.queue.close());
         shared.advance(Phase::Closed);
         driver.close().await
     };
@@ -482,21 +509,30 @@ async fn settle_until_closed(shared: Arc<Shared>) -> Result<()> {
     }
 }
 
-/// Gives the outcome to who waits for it. Where nobody does, and it makes a duplicate, gives the error.
-fn answer(shared: &Shared, Settled { op, result, took }: Settled) -> Option<Error> {
-    let result = result.map_err(|error| error.at("settle", &shared.address));
-    shared.instruments.settled(op.settlement.name(), took, result.as_ref().err());
-    shared.off(&op);
-    match op.slot {
-        Some(slot) => {
-            slot.answer(result);
-            None
-        }
+/// Tells what became of settlements, all of which took so long.
+fn answer(shared: &Shared, ops: Vec<Op>, mut results: Vec<Result<()>>, took: Duration) {
+    shared.off(&ops);
+    let (mut duplicates, mut why) = (0, None);
+    for (op, result) in ops.iter().zip(&mut results) {
+        let Err(error) = result else { continue };
+        *error = error.clone().at("settle", &shared.address);
         // A release is only a courtesy; an ack that failed makes a duplicate.
-        None if matches!(op.settlement, Settlement::Ack) && result.is_err() => {
-            shared.settle_errors.fetch_add(1, Ordering::Relaxed);
-            result.err()
+        if let (None, Settlement::Ack) = (&op.slot, &op.settlement) {
+            duplicates += 1;
+            why = Some(&*error);
         }
-        None => None,
+    }
+    // A lost channel takes hundreds along: one line for all.
+    if let Some(error) = why {
+        shared.settle_errors.fetch_add(duplicates, Ordering::Relaxed);
+        tracing::warn!(count = duplicates, %error, "deferred acks failed: these messages will be delivered again");
+    }
+    let outcomes = ops.iter().zip(&results);
+    let outcomes = outcomes.map(|(op, result)| (op.settlement.name(), result.as_ref().err()));
+    shared.instruments.settled(took, outcomes);
+    for (op, result) in ops.into_iter().zip(results) {
+        if let Some(slot) = op.slot {
+            slot.answer(result);
+        }
     }
 }

@@ -50,18 +50,34 @@ pub struct QueueDelay {
 }
 
 impl Delivery {
-    pub(crate) fn new(message: driver::Delivery, shared: Arc<Shared>) -> Self {
-        let lease = match (&shared.leases, message.lease_expires) {
-            (Some(leases), Some(expires)) => Some(leases.insert(message.token, expires)),
-            _ => None,
-        };
-        Self {
+    /// Deliveries that were received together.
+    pub(crate) fn received(messages: Vec<driver::Delivery>, shared: &Arc<Shared>) -> Vec<Self> {
+        let received = SystemTime::now();
+        let mut leases = shared.leases.as_ref().map(|leases| leases.table());
+        let deliveries = messages.into_iter().map(|message| Self {
+            lease: match (&mut leases, message.lease_expires) {
+                (Some(leases), Some(expires)) => Some(leases.insert(message.token, expires)),
+                _ => None,
+            },
             message,
-            shared,
-            lease,
-            received: SystemTime::now(),
+            shared: shared.clone(),
+            received,
             processed: OnceLock::new(),
             settled: false,
+        });
+        deliveries.collect()
+    }
+
+    /// Drops those of one consumer that were lost meanwhile.
+    pub(crate) fn retain_ours(deliveries: &mut Vec<Self>) {
+        let Some(shared) = deliveries.first().map(|first| first.shared.clone()) else { return };
+        let leases = shared.leases.as_ref();
+        let any_lost = leases
+            .is_some_and(|leases| leases.any_lost(deliveries.iter().filter_map(|delivery| delivery.lease)));
+        let epoch = shared.driver.epoch();
+        let is_stale = |delivery: &Self| delivery.lease.is_none() && delivery.message.token.epoch != epoch;
+        if any_lost || deliveries.iter().any(is_stale) {
+            deliveries.retain(|delivery| !delivery.is_lease_lost());
         }
     }
 
@@ -346,27 +362,25 @@ impl Delivery {
 
     /// Acks many deliveries at once, with an answer for each, in order. They may be of different consumers.
     pub async fn ack_all(deliveries: impl IntoIterator<Item = Self>) -> Vec<Result<()>> {
-        let deliveries: Vec<_> = deliveries.into_iter().collect();
+        let mut deliveries: Vec<_> = deliveries.into_iter().collect();
         let span = deliveries.first().and_then(|first| first.batch_span(&deliveries));
         let (answers, all) = answers(deliveries.len());
-        let mut run: Vec<Op> = Vec::with_capacity(deliveries.len());
-        let mut owner: Option<Arc<Shared>> = None;
-        for (index, mut delivery) in deliveries.into_iter().enumerate() {
-            if let Some(owner) = &owner
-                && !Arc::ptr_eq(owner, &delivery.shared)
-            {
-                owner.queue.push(run.drain(..), true);
+        let mut slots = (0..deliveries.len()).map(|index| answers.slot(index));
+        for run in deliveries.chunk_by_mut(|a, b| Arc::ptr_eq(&a.shared, &b.shared)) {
+            let Some(shared) = run.first().map(|first| first.shared.clone()) else { continue };
+            if let Some(leases) = &shared.leases {
+                leases.remove(run.iter_mut().filter_map(|delivery| delivery.lease.take()));
             }
-            let slot = answers.slot(index);
-            match delivery.check_epoch() {
-                Ok(()) => run.push(delivery.op(Settlement::Ack, Some(slot))),
-                Err(error) => slot.answer(Err(error)),
+            let mut ops = Vec::with_capacity(run.len());
+            for (delivery, slot) in run.iter_mut().zip(&mut slots) {
+                match delivery.check_epoch() {
+                    Ok(()) => ops.push(delivery.op(Settlement::Ack, Some(slot))),
+                    Err(error) => slot.answer(Err(error)),
+                }
             }
-            owner = Some(delivery.shared.clone());
+            shared.queue.push(ops, true);
         }
-        if let Some(owner) = &owner {
-            owner.queue.push(run, true);
-        }
+        drop(deliveries);
         let results = all.await;
         if let Some(span) = span {
             trace::end(&span, results.iter().find_map(|result| result.as_ref().err()));
@@ -436,7 +450,7 @@ impl Delivery {
         self.settled = true;
         // From now on nothing extends it: that would put off what the settlement asks for.
         if let (Some(leases), Some(key)) = (&self.shared.leases, self.lease.take()) {
-            leases.remove(key);
+            leases.remove([key]);
         }
         Op { token: self.message.token, settlement, slot, bytes: self.message.envelope.payload_len() }
     }

@@ -207,8 +207,8 @@ pub struct Completions {
 
 /// Where the answers of a batch go. [`Completions::collect`] is one, for tests.
 pub trait Answer: Send + Sync {
-    /// Takes the answer of the message at `index`.
-    fn answer(&self, index: usize, result: Result<Receipt>);
+    /// Takes answers, each with the index of its message: those that came together.
+    fn answer(&self, answers: &mut dyn Iterator<Item = (usize, Result<Receipt>)>);
 }
 
 impl Completions {
@@ -225,19 +225,22 @@ impl Completions {
 
     /// Answers for the message at `index`.
     pub fn complete(&self, index: usize, result: Result<Receipt>) {
+        self.complete_many([(index, result)]);
+    }
+
+    /// Answers for several messages, by their indices: cheaper than one by one for what is known at once. The iterator is
+    /// run under a lock: it must not answer messages itself.
+    pub fn complete_many(&self, answers: impl IntoIterator<Item = (usize, Result<Receipt>)>) {
         // Relaxed: only who wins matters here, and the answer itself is handed over by the receiver's own means.
-        if let Some(answered) = self.answered.get(index)
-            && !answered.swap(true, Ordering::Relaxed)
-        {
-            self.to.answer(index, result);
-        }
+        let is_first = |index: usize| {
+            self.answered.get(index).is_some_and(|answered| !answered.swap(true, Ordering::Relaxed))
+        };
+        self.to.answer(&mut answers.into_iter().filter(|(index, _)| is_first(*index)));
     }
 
     /// Answers the same error for every message that has no answer yet.
     pub fn fail_rest(&self, error: &Error) {
-        for index in 0..self.answered.len() {
-            self.complete(index, Err(error.clone()));
-        }
+        self.complete_many((0..self.len()).map(|index| (index, Err(error.clone()))));
     }
 
     /// How many messages there are.

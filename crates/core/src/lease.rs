@@ -30,6 +30,18 @@ struct Entry {
     lost: bool,
 }
 
+/// The entries, locked.
+pub(crate) struct Table<'a> {
+    entries: MutexGuard<'a, Slab<Entry>>,
+    limit: Instant,
+}
+
+impl Table<'_> {
+    pub(crate) fn insert(&mut self, token: Token, expires: Instant) -> usize {
+        self.entries.insert(Entry { token, expires, limit: self.limit, lost: false })
+    }
+}
+
 impl Leases {
     /// A table where leases can be renewed; `None` elsewhere.
     pub(crate) fn new(capability: Lease, lease: Duration, max: Duration) -> Option<Self> {
@@ -38,17 +50,27 @@ impl Leases {
         Some(Self { entries: Mutex::default(), lost: Notify::new(), lease, max })
     }
 
-    pub(crate) fn insert(&self, token: Token, expires: Instant) -> usize {
-        let limit = Instant::now() + self.max;
-        self.entries().insert(Entry { token, expires, limit, lost: false })
+    /// The table, to take in several under one lock.
+    pub(crate) fn table(&self) -> Table<'_> {
+        Table { entries: self.entries(), limit: Instant::now() + self.max }
     }
 
-    pub(crate) fn remove(&self, key: usize) {
-        self.entries().try_remove(key);
+    pub(crate) fn remove(&self, keys: impl IntoIterator<Item = usize>) {
+        let mut entries = self.entries();
+        for key in keys {
+            entries.try_remove(key);
+        }
     }
 
     pub(crate) fn is_lost(&self, key: usize) -> bool {
-        self.entries().get(key).is_some_and(|entry| entry.lost || entry.expires <= Instant::now())
+        self.any_lost([key])
+    }
+
+    pub(crate) fn any_lost(&self, keys: impl IntoIterator<Item = usize>) -> bool {
+        let now = Instant::now();
+        let entries = self.entries();
+        let mut found = keys.into_iter().filter_map(|key| entries.get(key));
+        found.any(|entry| entry.lost || entry.expires <= now)
     }
 
     /// Waits until a lease is lost.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use opentelemetry::metrics::{Counter, Histogram};
 use opentelemetry::{KeyValue, global};
+use tokio::time::Instant;
 
 use crate::capabilities::Capabilities;
 use crate::driver::Endpoint;
@@ -71,18 +72,65 @@ impl Instruments {
         }
     }
 
-    pub(crate) fn sent(&self, took: Duration, error: Option<&Error>) {
-        Self::record(&self.operation, Some((&self.sent, 1)), &self.publish, took, error);
+    /// Messages that were answered together: when each was sent, and how it failed.
+    pub(crate) fn sent<'a>(
+        &self,
+        answered: Instant,
+        messages: impl Iterator<Item = (Instant, Option<&'a Error>)>,
+    ) {
+        let mut accepted = 0;
+        // Those of one batch were sent together.
+        let (mut since, mut took) = (answered, 0.0);
+        for (sent, error) in messages {
+            if sent != since {
+                (since, took) = (sent, (answered - sent).as_secs_f64());
+            }
+            match error {
+                None => {
+                    accepted += 1;
+                    self.operation.record(took, &self.publish);
+                }
+                Some(error) => {
+                    let attributes = with_error(&self.publish, error);
+                    self.operation.record(took, &attributes);
+                    self.sent.add(1, &attributes);
+                }
+            }
+        }
+        if accepted > 0 {
+            self.sent.add(accepted, &self.publish);
+        }
     }
 
     pub(crate) fn received(&self, messages: usize, took: Duration, error: Option<&Error>) {
-        Self::record(&self.operation, Some((&self.consumed, messages as u64)), &self.receive, took, error);
+        let failed;
+        let attributes = match error {
+            None => &self.receive,
+            Some(error) => {
+                failed = with_error(&self.receive, error);
+                &failed
+            }
+        };
+        self.operation.record(took.as_secs_f64(), attributes);
+        self.consumed.add(messages as u64, attributes);
     }
 
-    pub(crate) fn settled(&self, name: &'static str, took: Duration, error: Option<&Error>) {
-        let attributes = SETTLEMENTS.iter().zip(&self.settle).find(|(settlement, _)| **settlement == name);
-        let attributes = attributes.map_or(self.processed.as_slice(), |(_, attributes)| attributes);
-        Self::record(&self.operation, None, attributes, took, error);
+    /// Settlements that took equally long: what each is called, and how it failed.
+    pub(crate) fn settled<'a>(
+        &self,
+        took: Duration,
+        settlements: impl Iterator<Item = (&'static str, Option<&'a Error>)>,
+    ) {
+        let took = took.as_secs_f64();
+        for (name, error) in settlements {
+            let attributes =
+                SETTLEMENTS.iter().zip(&self.settle).find(|(settlement, _)| **settlement == name);
+            let attributes = attributes.map_or(self.processed.as_slice(), |(_, attributes)| attributes);
+            match error {
+                None => self.operation.record(took, attributes),
+                Some(error) => self.operation.record(took, &with_error(attributes, error)),
+            }
+        }
     }
 
     pub(crate) fn processed(&self, took: Duration, error: Option<&'static str>) {
@@ -95,27 +143,10 @@ impl Instruments {
             }
         }
     }
+}
 
-    fn record(
-        histogram: &Histogram<f64>,
-        counter: Option<(&Counter<u64>, u64)>,
-        attributes: &[KeyValue],
-        took: Duration,
-        error: Option<&Error>,
-    ) {
-        let with_error;
-        let attributes = match error {
-            None => attributes,
-            Some(error) => {
-                let mut all = attributes.to_vec();
-                all.push(error_type(error));
-                with_error = all;
-                &with_error
-            }
-        };
-        histogram.record(took.as_secs_f64(), attributes);
-        if let Some((counter, count)) = counter {
-            counter.add(count, attributes);
-        }
-    }
+fn with_error(attributes: &[KeyValue], error: &Error) -> Vec<KeyValue> {
+    let mut all = attributes.to_vec();
+    all.push(error_type(error));
+    all
 }

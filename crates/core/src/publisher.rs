@@ -1,6 +1,6 @@
 //! The portable publisher: what users hold.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
@@ -17,8 +17,8 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::address::Address;
-use crate::answer::{All, answers};
-use crate::batch::{Dispatcher, Event, Item, held_back};
+use crate::answer::{All, Slot, answers};
+use crate::batch::{Answered, Dispatcher, Event, Item, held_back};
 use crate::capabilities::{Capabilities, Level};
 use crate::driver::{self, OperationId, Outgoing, Receipt};
 use crate::envelope::Envelope;
@@ -210,11 +210,11 @@ impl Publisher {
         };
         let (answers, all) = answers(1);
         let key = message.envelope.ordering_key.clone();
-        let item = shared.item(message, size, answers.slot(0), span);
+        let item = shared.item(message, size, answers.slot(0), span, Instant::now());
         match self.try_push(vec![item]).await {
             Ok(deadline) => Ok(Pending { all, deadline, key, shared: shared.clone() }),
             Err((items, error)) => {
-                items.into_iter().for_each(|item| shared.refuse(item, error.clone()));
+                shared.refuse(items, &error);
                 Err(error)
             }
         }
@@ -235,24 +235,27 @@ impl Publisher {
         let span = shared.batch_span(&context, &mut messages);
         let count = messages.len();
         let (answers, mut all) = answers(count);
-        let keys: Vec<_> = messages.iter().map(|message| message.envelope.ordering_key.clone()).collect();
+        let started = Instant::now();
+        let keyed = |(index, message): (_, &Outgoing)| Some((index, message.envelope.ordering_key.clone()?));
+        let keys: HashMap<_, _> = messages.iter().enumerate().filter_map(keyed).collect();
         let mut refused = HashSet::new();
         // Small enough that other publishers get their turn in between.
         let most = shared.driver.capabilities().limits.batch_entries.clamp(1, shared.options.max_in_flight);
         let mut chunks = Vec::with_capacity(count / most + 1);
         let mut chunk = Vec::with_capacity(count.min(most));
-        for ((index, message), key) in messages.into_iter().enumerate().zip(&keys) {
+        for (index, message) in messages.into_iter().enumerate() {
             let slot = answers.slot(index);
-            let held = key.as_ref().is_some_and(|key| refused.contains(key));
+            let key = message.envelope.ordering_key.as_ref();
+            let held = key.is_some_and(|key| refused.contains(key));
             match if held { Err(held_back()) } else { shared.check(&message) } {
-                Ok(size) => chunk.push(shared.item(message, size, slot, None)),
+                Ok(size) => chunk.push(shared.item(message, size, slot, None, started)),
                 Err(error) => {
-                    refused.extend(key.clone());
+                    refused.extend(key.cloned());
                     slot.answer(Err(error));
                 }
             }
             if chunk.len() == most {
-                chunks.push(std::mem::take(&mut chunk));
+                chunks.push(std::mem::replace(&mut chunk, Vec::with_capacity((count - index - 1).min(most))));
             }
         }
         chunks.push(chunk);
@@ -270,13 +273,13 @@ impl Publisher {
                     Err(refused) => refused,
                 },
             };
-            items.into_iter().for_each(|item| shared.refuse(item, error.clone()));
+            shared.refuse(items, &error);
             failed = Some(error);
         }
         let results = match tokio::time::timeout_at(deadline, &mut all).await {
             Ok(results) => results,
             Err(_) => all.take_now(|index| {
-                shared.fence_unanswered(keys.get(index).and_then(Option::as_ref));
+                shared.fence_unanswered(keys.get(&index));
                 shared.timed_out()
             }),
         };
@@ -439,10 +442,10 @@ impl Shared {
         &self,
         message: Outgoing,
         size: usize,
-        slot: crate::answer::Slot<Receipt>,
+        slot: Slot<Receipt>,
         span: Option<Context>,
+        started: Instant,
     ) -> Item {
-        let started = Instant::now();
         // The deadline counts from when there is room.
         Item { message, size, slot, span, started, deadline: started, uncertain: false }
     }
@@ -560,37 +563,40 @@ impl Shared {
         attributes
     }
 
-    /// Answers a message that was queued: fences its key if it failed, and makes room.
-    pub(crate) fn finish(&self, item: Item, result: Result<Receipt>) {
-        let result = match result {
-            // An earlier try may have come through, whatever became of the last.
-            Err(error) if item.uncertain && error.retry() == Retry::Safe => {
-                Err(error.with_retry(Retry::Uncertain))
+    /// Answers messages that were queued: fences the keys of those that failed, and makes room.
+    pub(crate) fn finish(&self, messages: Vec<Answered>) {
+        for message in &messages {
+            match (&message.key, &message.result) {
+                (_, Ok(_)) => self.accepted.store(true, Ordering::Relaxed),
+                (Some(key), Err(error)) if error.kind() != ErrorKind::HeldBack => self.fence(key.clone()),
+                _ => {}
             }
-            result => result,
-        };
-        match (&item.message.envelope.ordering_key, &result) {
-            (_, Ok(_)) => self.accepted.store(true, Ordering::Relaxed),
-            (Some(key), Err(error)) if error.kind() != ErrorKind::HeldBack => self.fence(key.clone()),
-            _ => {}
         }
-        self.answer(item, result);
-        self.room.add_permits(1);
+        let count = messages.len();
+        self.answer(messages);
+        self.room.add_permits(count);
     }
 
-    /// Answers a message that was never queued; nothing of its key was under way with it.
-    fn refuse(&self, item: Item, error: Error) {
-        self.answer(item, Err(error));
+    /// Answers messages that were never queued; nothing of their keys was under way with them.
+    fn refuse(&self, items: Vec<Item>, error: &Error) {
+        self.answer(items.into_iter().map(|mut item| item.answered(Err(error.clone()))).collect());
     }
 
-    fn answer(&self, item: Item, result: Result<Receipt>) {
-        let result = result.map_err(|error| error.at("publish", &self.address));
-        let error = result.as_ref().err();
-        self.instruments.sent(item.started.elapsed(), error);
-        if let Some(span) = &item.span {
-            trace::end(span, error);
+    fn answer(&self, mut messages: Vec<Answered>) {
+        for message in &mut messages {
+            if let Err(error) = &mut message.result {
+                *error = error.clone().at("publish", &self.address);
+            }
+            if let Some(span) = message.span.take() {
+                trace::end(&span, message.result.as_ref().err());
+            }
         }
-        item.slot.answer(result);
+        let answered = Instant::now();
+        let outcomes = messages.iter().map(|message| (message.started, message.result.as_ref().err()));
+        self.instruments.sent(answered, outcomes);
+        for message in messages {
+            message.slot.answer(message.result);
+        }
     }
 
     /// The user is told that a message has failed while it may still be under way: what comes after it is held back.

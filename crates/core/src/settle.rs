@@ -125,36 +125,38 @@ impl SettleQueue {
     }
 }
 
-/// What came of a call: an operation, its outcome, and how long the call took.
-pub(crate) struct Settled {
-    pub(crate) op: Op,
-    pub(crate) result: Result<()>,
-    pub(crate) took: Duration,
-}
-
-/// Settles through the driver; what fails safely is tried again.
-pub(crate) async fn settle(driver: &dyn driver::Consumer, ops: Vec<Op>) -> Vec<Settled> {
+/// Settles through the driver; what fails safely is tried again. Tells what is done, with an outcome for each, and how
+/// long it took.
+pub(crate) async fn settle(
+    driver: &dyn driver::Consumer,
+    mut ops: Vec<Op>,
+    done: impl Fn(Vec<Op>, Vec<Result<()>>, Duration),
+) {
     let started = Instant::now();
-    let mut done = Vec::with_capacity(ops.len());
-    let mut ops = ops;
     for tries in 1..=TRIES {
         let batch: Vec<_> = ops.iter().map(|op| (op.token, op.settlement.clone())).collect();
-        let mut results = driver.settle(&batch).await.into_iter();
-        let mut again = Vec::new();
-        for op in ops {
-            let result = results.next().unwrap_or_else(|| {
-                Err(Error::new(ErrorKind::Internal, "the driver gave no answer for a settlement"))
-            });
-            match result {
-                Err(error) if error.retry() == Retry::Safe && tries < TRIES => again.push(op),
-                result => done.push(Settled { op, result, took: started.elapsed() }),
-            }
-        }
+        let mut results = driver.settle(&batch).await;
+        results.resize_with(ops.len(), || {
+            Err(Error::new(ErrorKind::Internal, "the driver gave no answer for a settlement"))
+        });
+        let again = if tries < TRIES { take_safe(&mut ops, &mut results) } else { Vec::new() };
+        done(ops, results, started.elapsed());
         if again.is_empty() {
-            break;
+            return;
         }
         ops = again;
         tokio::time::sleep(PAUSE * tries).await;
     }
-    done
+}
+
+/// Takes out what failed safely.
+fn take_safe(ops: &mut Vec<Op>, results: &mut Vec<Result<()>>) -> Vec<Op> {
+    let is_safe = |result: &Result<()>| matches!(result, Err(error) if error.retry() == Retry::Safe);
+    if !results.iter().any(is_safe) {
+        return Vec::new();
+    }
+    let mut verdicts = results.iter().map(is_safe);
+    let safe = ops.extract_if(.., |_| verdicts.next().unwrap_or(false)).collect();
+    results.retain(|result| !is_safe(result));
+    safe
 }

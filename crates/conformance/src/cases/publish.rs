@@ -115,12 +115,14 @@ struct Counting {
 }
 
 impl Answer for Counting {
-    fn answer(&self, index: usize, result: Result<Receipt>) {
-        if let Some(count) = self.answers.get(index) {
-            count.fetch_add(1, Ordering::SeqCst);
-        }
-        if result.is_err() {
-            self.errors.fetch_add(1, Ordering::SeqCst);
+    fn answer(&self, answers: &mut dyn Iterator<Item = (usize, Result<Receipt>)>) {
+        for (index, result) in answers {
+            if let Some(count) = self.answers.get(index) {
+                count.fetch_add(1, Ordering::SeqCst);
+            }
+            if result.is_err() {
+                self.errors.fetch_add(1, Ordering::SeqCst);
+            }
         }
     }
 }

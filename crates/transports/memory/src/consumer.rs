@@ -104,7 +104,15 @@ impl driver::Consumer for MemoryConsumer {
     }
 
     async fn settle(&self, batch: &[(Token, Settlement)]) -> Vec<Result<()>> {
-        batch.iter().map(|(token, settlement)| self.settle_one(*token, settlement)).collect()
+        let is_ack = |(_, settlement): &(Token, Settlement)| matches!(settlement, Settlement::Ack);
+        let mut results = Vec::with_capacity(batch.len());
+        for run in batch.chunk_by(|a, b| is_ack(a) && is_ack(b)) {
+            match run {
+                [(token, settlement)] => results.push(self.settle_one(*token, settlement)),
+                acks => self.queue.ack(acks.iter().map(|(token, _)| *token), &mut results),
+            }
+        }
+        results
     }
 
     async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<()>> {

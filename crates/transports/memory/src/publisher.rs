@@ -50,8 +50,7 @@ impl MemoryPublisher {
         // A message that one subscription refuses is refused, and sent again to all: at least once to each.
         let mut results = vec![None; batch.len()];
         for queue in subscriptions {
-            queue.push(batch, |index, result| {
-                let Some(place) = results.get_mut(index) else { return };
+            for (place, result) in results.iter_mut().zip(queue.push(batch)) {
                 match result {
                     // Deleted meanwhile: as good as never there.
                     Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -60,11 +59,10 @@ impl MemoryPublisher {
                         place.get_or_insert(Ok(receipt));
                     }
                 }
-            });
+            }
         }
-        for (index, result) in results.into_iter().enumerate() {
-            done.complete(index, result.unwrap_or_else(|| self.unroutable(topic)));
-        }
+        let results = results.into_iter().map(|result| result.unwrap_or_else(|| self.unroutable(topic)));
+        done.complete_many(results.enumerate());
     }
 
     fn unroutable(&self, topic: &str) -> Result<Receipt> {
@@ -97,7 +95,7 @@ impl driver::Publisher for MemoryPublisher {
         }
         match self.destination() {
             Ok(Destination::Queue(queue)) => {
-                queue.push(&batch, |index, result| done.complete(index, result));
+                done.complete_many(queue.push(&batch).into_iter().enumerate());
             }
             Ok(Destination::Topic(topic)) => self.publish_to_topic(&topic, &batch, &done),
             Err(error) => done.fail_rest(&error),

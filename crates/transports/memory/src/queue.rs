@@ -2,19 +2,20 @@
 
 use std::any::Any;
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use opentelemetry::KeyValue;
+use rustc_hash::FxHashSet;
 use slab::Slab;
 use throughline_core::driver::{Clock, Delivery, Depth, Native, OperationId, Outgoing, Receipt, Token, wire};
 use throughline_core::{Envelope, Error, ErrorKind, HeaderValue, History, Order, Result, Retry, Timestamp};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// How many operations a queue remembers, to tell a second send.
+/// How many operations a queue remembers at least, to tell a second send.
 const REMEMBERED: usize = 1024;
 
 pub(crate) struct Queue {
@@ -38,8 +39,7 @@ struct State {
     /// Keys with a message that is unsettled, or waits for its retry; and what waits behind it.
     busy: HashMap<Bytes, VecDeque<Stored>>,
     waiting_for_keys: usize,
-    remembered: HashSet<OperationId>,
-    remembered_order: VecDeque<OperationId>,
+    remembered: Remembered,
     /// Counts arrivals and deliveries.
     count: u64,
     deleted: bool,
@@ -86,6 +86,32 @@ struct Stored {
     owns_key: bool,
 }
 
+/// The last operations: two generations, of which the older is forgotten as a whole. Operation ids are our own: nobody
+/// can choose them to collide.
+#[derive(Default)]
+struct Remembered {
+    recent: FxHashSet<OperationId>,
+    older: FxHashSet<OperationId>,
+}
+
+impl Remembered {
+    fn contains(&self, operation: OperationId) -> bool {
+        self.recent.contains(&operation) || self.older.contains(&operation)
+    }
+
+    /// Whether the operation is new.
+    fn insert(&mut self, operation: OperationId) -> bool {
+        if self.older.contains(&operation) || !self.recent.insert(operation) {
+            return false;
+        }
+        if self.recent.len() >= REMEMBERED {
+            std::mem::swap(&mut self.recent, &mut self.older);
+            self.recent.clear();
+        }
+        true
+    }
+}
+
 struct Unsettled {
     stored: Stored,
     /// Tells this delivery from later ones in the same place.
@@ -107,15 +133,14 @@ impl Queue {
     }
 
     /// Takes messages in, in order, with an answer for each.
-    pub(crate) fn push(&self, batch: &[Outgoing], mut answer: impl FnMut(usize, Result<Receipt>)) {
+    pub(crate) fn push(&self, batch: &[Outgoing]) -> Vec<Result<Receipt>> {
         let now = Timestamp::now();
         let mut state = self.state();
-        for (index, message) in batch.iter().enumerate() {
-            let result = state.push(self, message, now);
-            answer(index, result);
-        }
+        let mut room = self.max_length.saturating_sub(state.len());
+        let results = batch.iter().map(|message| state.push(self, message, now, &mut room)).collect();
         drop(state);
         self.arrived.notify_one();
+        results
     }
 
     /// Takes in what another queue rejected.
@@ -183,6 +208,7 @@ impl Queue {
     /// Ends a delivery: gives what it was, and lets the next message of its key go.
     pub(crate) fn remove(&self, token: Token) -> Result<Rejected> {
         let mut state = self.state();
+        state.wake_up(Instant::now());
         let stored = state.settle(token)?;
         let unlocked = state.unlock(&stored);
         drop(state);
@@ -192,9 +218,26 @@ impl Queue {
         Ok((stored.envelope, stored.failed_attempts))
     }
 
+    /// Ends deliveries, as [`remove`](Self::remove), with an answer for each.
+    pub(crate) fn ack(&self, tokens: impl Iterator<Item = Token>, results: &mut Vec<Result<()>>) {
+        let mut state = self.state();
+        state.wake_up(Instant::now());
+        let mut unlocked = false;
+        results.extend(tokens.map(|token| {
+            let stored = state.settle(token)?;
+            unlocked |= state.unlock(&stored);
+            Ok(())
+        }));
+        drop(state);
+        if unlocked {
+            self.arrived.notify_one();
+        }
+    }
+
     /// Puts a delivery back: after a failure with a delay, or as it was.
     pub(crate) fn put_back(&self, token: Token, retry: Option<(Duration, &Arc<History>)>) -> Result<()> {
         let mut state = self.state();
+        state.wake_up(Instant::now());
         let mut stored = state.settle(token)?;
         match retry {
             None => state.go_first(stored),
@@ -282,20 +325,26 @@ impl Queue {
 }
 
 impl State {
-    fn push(&mut self, queue: &Queue, message: &Outgoing, now: Timestamp) -> Result<Receipt> {
+    fn push(
+        &mut self,
+        queue: &Queue,
+        message: &Outgoing,
+        now: Timestamp,
+        room: &mut usize,
+    ) -> Result<Receipt> {
         if self.deleted {
             return Err(queue.gone());
         }
-        if !self.remember(message.operation) {
+        if *room == 0 && !self.remembered.contains(message.operation) {
+            let text = format!("queue '{}' is full: it holds {} messages", queue.name, queue.max_length);
+            return Err(Error::new(ErrorKind::Refused, text).with_retry(Retry::Safe));
+        }
+        if !self.remembered.insert(message.operation) {
             let mut receipt = Receipt::default();
             receipt.deduplicated = true;
             return Ok(receipt);
         }
-        if self.len() >= queue.max_length {
-            self.forget_last();
-            let text = format!("queue '{}' is full: it holds {} messages", queue.name, queue.max_length);
-            return Err(Error::new(ErrorKind::Refused, text).with_retry(Retry::Safe));
-        }
+        *room -= 1;
         let stored = Stored {
             envelope: message.envelope.clone(),
             arrival: self.arrival(),
@@ -312,27 +361,6 @@ impl State {
             self.delay(stored, message.delay);
         }
         Ok(Receipt::default())
-    }
-
-    /// Whether the operation is new.
-    fn remember(&mut self, operation: OperationId) -> bool {
-        if !self.remembered.insert(operation) {
-            return false;
-        }
-        self.remembered_order.push_back(operation);
-        if self.remembered_order.len() > REMEMBERED
-            && let Some(oldest) = self.remembered_order.pop_front()
-        {
-            self.remembered.remove(&oldest);
-        }
-        true
-    }
-
-    /// Forgets the operation that was remembered last, so that it can be sent again.
-    fn forget_last(&mut self) {
-        if let Some(last) = self.remembered_order.pop_back() {
-            self.remembered.remove(&last);
-        }
     }
 
     fn len(&self) -> usize {
@@ -458,7 +486,6 @@ impl State {
     }
 
     fn settle(&mut self, token: Token) -> Result<Stored> {
-        self.wake_up(Instant::now());
         self.unsettled_mut(token)?;
         #[expect(clippy::cast_possible_truncation, reason = "the low half is the place")]
         let entry = self.unsettled.remove(token.tag as u32 as usize);

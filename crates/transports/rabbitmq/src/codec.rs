@@ -431,7 +431,6 @@ pub(crate) fn decode(properties: &BasicProperties, payload: Bytes, received: Tim
         .map(Timestamp::from_millis);
     let mut own = Own::default();
     if let Some(table) = properties.headers() {
-        envelope.headers = Headers::with_capacity(table.inner().len());
         for (name, value) in table {
             let name = name.as_str();
             let taken = name.starts_with("tl-") && own.take(name, value, &mut envelope);

@@ -420,6 +420,7 @@ impl Collector {
         // How sure a channel's death makes us of a message's fate depends on whether another may have caused it.
         let alone = done.len() + self.pending.len() == 1;
         let mut lost: HashMap<u16, Error> = HashMap::new();
+        let mut answers = Vec::with_capacity(done.len());
         for (ticket, outcome) in done {
             let result = match outcome {
                 Outcome::Confirmed(false, _) => Err(refused()),
@@ -434,7 +435,12 @@ impl Collector {
                     .or_insert_with(|| unconfirmed(error, alone))
                     .clone()),
             };
-            ticket.done.complete(ticket.index, result);
+            answers.push((ticket.done, ticket.index, result));
+        }
+        // What one call published is answered together, as far as it was confirmed together.
+        for run in answers.chunk_by(|a, b| Arc::ptr_eq(&a.0, &b.0)) {
+            let Some((completions, ..)) = run.first() else { continue };
+            completions.complete_many(run.iter().map(|(_, index, result)| (*index, result.clone())));
         }
         if self.pending.is_empty() && !self.returned.is_empty() {
             tracing::warn!(count = self.returned.len(), "the broker returned messages that are not ours");

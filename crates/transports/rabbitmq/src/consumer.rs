@@ -14,7 +14,6 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use lapin::Channel;
-use lapin::message::Delivery as Received;
 use lapin::options::{
     BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, BasicRejectOptions,
 };
@@ -274,9 +273,9 @@ impl Consumer {
     }
 
     /// Takes received messages in; gives those that need not wait.
-    fn admit(&self, epoch: u64, received: Vec<Received>, out: &mut Vec<Delivery>) {
+    fn admit(&self, epoch: u64, deliveries: Vec<Delivery>, out: &mut Vec<Delivery>) {
         let now = Timestamp::now();
-        let deliveries: Vec<_> = received.into_iter().map(|received| deliver(received, epoch, now)).collect();
+        out.reserve(deliveries.len());
         let mut writes = Writes::default();
         let mut inner = self.inner();
         let Some(session) = inner.session.clone().filter(|session| session.epoch == epoch) else {
@@ -305,10 +304,10 @@ impl Consumer {
     /// Waits for messages on the present channel. `Err` gives the reason of its end.
     async fn read(
         &self,
-        stream: &mut lapin::Consumer,
+        (epoch, stream): (u64, &mut lapin::Consumer),
         max: usize,
         deadline: Instant,
-    ) -> Result<Vec<Received>, Option<lapin::Error>> {
+    ) -> Result<Vec<Delivery>, Option<lapin::Error>> {
         let mut stopping = self.stopping.subscribe();
         let mut received = Vec::new();
         let next_due = self.inner().gate.next_due();
@@ -320,10 +319,12 @@ impl Consumer {
             () = self.freed.notified() => return Ok(received),
             () = tokio::time::sleep_until(until) => return Ok(received),
         };
-        received.push(first.ok_or(None)?.map_err(Some)?);
+        // The client's messages are large: each is taken apart as it comes.
+        let now = Timestamp::now();
+        received.push(deliver(first.ok_or(None)?.map_err(Some)?, epoch, now));
         while received.len() < max {
             match stream.next().now_or_never() {
-                Some(Some(Ok(next))) => received.push(next),
+                Some(Some(Ok(next))) => received.push(deliver(next, epoch, now)),
                 // The end comes again with the next call.
                 Some(Some(Err(_)) | None) | None => break,
             }
@@ -413,7 +414,7 @@ impl driver::Consumer for Consumer {
                 self.reconnect().await?;
                 continue;
             };
-            let read = self.read(&mut stream, max.get(), deadline).await;
+            let read = self.read((epoch, &mut stream), max.get(), deadline).await;
             match read {
                 Ok(received) => {
                     self.leave_stream(epoch, stream);

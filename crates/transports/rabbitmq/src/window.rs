@@ -1,6 +1,6 @@
 //! What of one channel's deliveries is unsettled, and which acks settle how much of it at once.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 
 /// An ack to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,29 +13,55 @@ pub(crate) struct Ack {
 /// The unsettled deliveries of one channel, and so at most as many as its prefetch; what was delivered on the channel and
 /// is not in here is settled.
 #[derive(Debug)]
-pub(crate) struct Window<T>(BTreeMap<u64, T>);
+pub(crate) struct Window<T> {
+    /// By tag, as they were delivered. What is settled leaves a hole: at most as many holes as there are others, so that
+    /// one delivery that is held for long keeps no room for all that came after it.
+    entries: VecDeque<(u64, Option<T>)>,
+    unsettled: usize,
+}
 
 impl<T> Window<T> {
     pub(crate) fn new() -> Self {
-        Self(BTreeMap::new())
+        Self { entries: VecDeque::new(), unsettled: 0 }
     }
 
-    /// A new delivery.
+    /// A new delivery; the broker's tags rise.
     pub(crate) fn insert(&mut self, tag: u64, entry: T) {
-        self.0.insert(tag, entry);
+        self.entries.push_back((tag, Some(entry)));
+        self.unsettled += 1;
     }
 
     pub(crate) fn get(&self, tag: u64) -> Option<&T> {
-        self.0.get(&tag)
+        self.entries.get(self.place(tag)?)?.1.as_ref()
     }
 
     pub(crate) fn get_mut(&mut self, tag: u64) -> Option<&mut T> {
-        self.0.get_mut(&tag)
+        let place = self.place(tag)?;
+        self.entries.get_mut(place)?.1.as_mut()
     }
 
     /// A delivery that is settled on its own, by a nack. `None` if it was already.
     pub(crate) fn remove(&mut self, tag: u64) -> Option<T> {
-        self.0.remove(&tag)
+        let place = self.place(tag)?;
+        let entry = self.entries.get_mut(place)?.1.take()?;
+        self.unsettled -= 1;
+        while self.entries.front().is_some_and(|(_, entry)| entry.is_none()) {
+            self.entries.pop_front();
+        }
+        if self.entries.len() > 2 * self.unsettled {
+            self.entries.retain(|(_, entry)| entry.is_some());
+        }
+        Some(entry)
+    }
+
+    fn place(&self, tag: u64) -> Option<usize> {
+        // Without holes taken out, tags have no gaps.
+        let first = self.entries.front()?.0;
+        let direct = usize::try_from(tag.checked_sub(first)?).ok()?;
+        match self.entries.get(direct) {
+            Some((at, _)) if *at == tag => Some(direct),
+            _ => self.entries.binary_search_by_key(&tag, |(at, _)| *at).ok(),
+        }
     }
 
     /// Settles deliveries by acks. Gives, for each tag, what was unsettled, and the acks to write, in this order: one for
@@ -43,12 +69,12 @@ impl<T> Window<T> {
     ///
     /// An ack of `multiple` names a tag that the broker still holds, and covers nothing that is unsettled.
     pub(crate) fn ack(&mut self, tags: &[u64]) -> (Vec<Option<T>>, Vec<Ack>) {
-        let taken: Vec<_> = tags.iter().map(|tag| self.0.remove(tag)).collect();
+        let taken: Vec<_> = tags.iter().map(|tag| self.remove(*tag)).collect();
         let mut fresh: Vec<u64> =
             tags.iter().zip(&taken).filter(|(_, taken)| taken.is_some()).map(|(tag, _)| *tag).collect();
         fresh.sort_unstable();
         // Everything below the lowest that is left is settled now.
-        let lowest = self.0.first_key_value().map_or(u64::MAX, |(tag, _)| *tag);
+        let lowest = self.entries.front().map_or(u64::MAX, |(tag, _)| *tag);
         let (prefix, rest) = fresh.split_at(fresh.partition_point(|tag| *tag < lowest));
         let mut acks = Vec::with_capacity(1 + rest.len());
         if let Some(last) = prefix.last() {
@@ -128,7 +154,8 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(&broker.0, &unsettled);
-                prop_assert_eq!(window.0.keys().copied().collect::<BTreeSet<_>>(), unsettled.clone());
+                prop_assert_eq!(window.unsettled, unsettled.len());
+                prop_assert!(window.entries.len() <= 2 * unsettled.len());
                 for tag in 0..next + 2 {
                     prop_assert_eq!(window.get(tag).is_some(), unsettled.contains(&tag));
                 }
