@@ -63,8 +63,8 @@ pub struct ConsumeOptions {
     /// Whether each receipt of messages from the driver makes a span (a root of its own, linked to the messages).
     pub receive_spans: bool,
     /// Where settlement is [`Deferred`](SettleMeaning::Deferred), how long an ack waits for others to be written with it;
-    /// 5 ms by default. It is written at once when 100 wait (half of `max_unsettled`, where that is less), or when the
-    /// application waits for messages. Zero: each ack waits until it is written.
+    /// 5 ms by default. It is written at once when 100 wait (half of `max_unsettled`, where that is less). Zero: each ack
+    /// waits until it is written.
     pub settle_linger: Duration,
     /// How long one call to the driver waits for messages (SQS: the long poll); 20 s by default.
     pub poll: Duration,
@@ -228,19 +228,8 @@ impl Consumer {
         if let Some(error) = self.ended.take() {
             return Poll::Ready(Some(Err(error)));
         }
-        match self.chunks.poll_recv(cx) {
-            Poll::Ready(Some(Ok(chunk))) => {
-                self.buffer = chunk.into();
-                Poll::Ready(Some(Ok(())))
-            }
-            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error))),
-            Poll::Ready(None) => Poll::Ready(None),
-            Poll::Pending => {
-                // Nothing is gained by waiting for more acks.
-                self.shared.queue.nudge();
-                Poll::Pending
-            }
-        }
+        let chunk = ready!(self.chunks.poll_recv(cx));
+        Poll::Ready(chunk.map(|chunk| chunk.map(|chunk| self.buffer = chunk.into())))
     }
 
     /// At least one delivery, and at most `max`; none when the stream has ended. Dropping the future loses nothing.

@@ -67,17 +67,6 @@ impl SettleQueue {
         }
     }
 
-    /// Sends now what waits: the application waits for messages, so nothing is gained by waiting for more acks.
-    pub(crate) fn nudge(&self) {
-        let mut waiting = self.waiting();
-        if waiting.urgent || waiting.ops.is_empty() {
-            return;
-        }
-        waiting.urgent = true;
-        drop(waiting);
-        self.wake.notify_one();
-    }
-
     pub(crate) fn is_empty(&self) -> bool {
         self.waiting().ops.is_empty()
     }

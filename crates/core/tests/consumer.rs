@@ -25,9 +25,9 @@ async fn next(consumer: &mut Consumer) -> Delivery {
 }
 
 #[tokio::test(start_paused = true)]
-async fn deferred_acks_are_written_together_and_when_the_application_waits() {
+async fn deferred_acks_are_written_together_or_after_the_linger() {
     let driver = ScriptedConsumer::with(DEFERRED);
-    let options = ConsumeOptions { settle_linger: Duration::from_secs(3600), ..ConsumeOptions::default() };
+    let options = ConsumeOptions { settle_linger: Duration::from_millis(200), ..ConsumeOptions::default() };
     let mut consumer = open(&driver, options);
     for n in 0..250 {
         driver.feed(Envelope::new(n.to_string()));
@@ -36,20 +36,13 @@ async fn deferred_acks_are_written_together_and_when_the_application_waits() {
         next(&mut consumer).await.ack().await.unwrap();
         tokio::task::yield_now().await;
     }
-    // The rest goes when there is nothing more to do.
-    let idle = tokio::time::timeout(Duration::from_millis(1), consumer.next()).await;
+    // The rest after the linger: an application that waits for messages gains nothing by acks in small change, and the
+    // broker pays for each.
+    let idle = tokio::time::timeout(Duration::from_millis(1000), consumer.next()).await;
     assert!(idle.is_err());
     let calls = driver.settled();
     assert!((2..=6).contains(&calls.len()), "{} calls", calls.len());
     assert_eq!(calls.concat().len(), 250);
-
-    // And after the linger, whatever the application does.
-    let driver = ScriptedConsumer::with(DEFERRED);
-    let mut consumer = open(&driver, ConsumeOptions::default());
-    driver.feed(Envelope::new("x"));
-    next(&mut consumer).await.ack().await.unwrap();
-    tokio::time::sleep(Duration::from_millis(20)).await;
-    assert_eq!(driver.settled(), [[(1, "ack")]]);
 }
 
 #[tokio::test(start_paused = true)]
