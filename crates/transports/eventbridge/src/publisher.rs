@@ -1,0 +1,140 @@
+//! The publisher: envelopes into events, ten a request.
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use aws_sdk_eventbridge::primitives::DateTime;
+use aws_sdk_eventbridge::types::PutEventsRequestEntry;
+use throughline_aws::codec::Hop;
+use throughline_aws::error;
+use throughline_aws::event::{self, Event};
+use throughline_core::driver::{self, Completions, Endpoint, Outgoing, Receipt};
+use throughline_core::{Capabilities, Error, ErrorKind, Result, Retry, capabilities};
+
+use crate::admin;
+use crate::config::Destination;
+use crate::transport::Shared;
+
+/// An open event bus.
+pub(crate) struct Publisher {
+    shared: Arc<Shared>,
+    destination: Destination,
+    endpoint: Endpoint,
+}
+
+impl Publisher {
+    /// Opens a bus, which must exist.
+    pub(crate) async fn open(shared: Arc<Shared>, destination: Destination) -> Result<Self> {
+        admin::find(&shared, &destination).await?;
+        let endpoint = Endpoint {
+            destination: destination.bus.clone(),
+            server: Some(shared.connection.server.clone()),
+            attributes: Vec::new(),
+        };
+        Ok(Self { shared, destination, endpoint })
+    }
+
+    fn event(&self, message: &Outgoing) -> Result<Event> {
+        let hop = Hop {
+            delay: message.delay,
+            failed_attempts: message.failed_attempts,
+            history: message.history.as_deref(),
+            ..Hop::default()
+        };
+        event::encode(&message.envelope, &hop, &self.destination.source, self.destination.is_raw)
+    }
+
+    fn entry(&self, message: &Outgoing) -> Result<PutEventsRequestEntry> {
+        let Event { source, detail_type, detail, time, xray } = self.event(message)?;
+        Ok(PutEventsRequestEntry::builder()
+            .event_bus_name(&self.destination.bus)
+            .source(source)
+            .detail_type(detail_type)
+            .detail(detail)
+            .set_time(time.map(|time| DateTime::from_millis(time.as_millis())))
+            .set_trace_header(xray)
+            .build())
+    }
+}
+
+#[async_trait]
+impl driver::Publisher for Publisher {
+    fn capabilities(&self) -> &Capabilities {
+        &capabilities::EVENTBRIDGE
+    }
+
+    fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    fn measure(&self, message: &Outgoing) -> Result<usize> {
+        let size = self.event(message)?.size();
+        match self.capabilities().limits.payload_bytes {
+            Some(limit) if size > limit => Err(Error::limit(
+                "the event's size, source, detail type and detail together,",
+                format!("{size} bytes"),
+                format!("{limit} bytes"),
+            )),
+            _ => Ok(size),
+        }
+    }
+
+    async fn publish(&self, batch: Vec<Outgoing>, done: Completions) {
+        let mut places = Vec::with_capacity(batch.len());
+        let mut entries = Vec::with_capacity(batch.len());
+        for (place, message) in batch.iter().enumerate() {
+            match self.entry(message) {
+                Ok(entry) => {
+                    places.push(place);
+                    entries.push(entry);
+                }
+                Err(error) => done.complete(place, Err(error)),
+            }
+        }
+        if entries.is_empty() {
+            return;
+        }
+        match self
+            .shared
+            .client
+            .put_events()
+            .set_entries(Some(entries))
+            .send()
+            .await
+            .map_err(error::of_request)
+        {
+            // The answers are in the order of the entries.
+            Ok(answer) => {
+                for (place, entry) in places.into_iter().zip(answer.entries.unwrap_or_default()) {
+                    let result = match (entry.error_code, entry.event_id) {
+                        (Some(code), _) => {
+                            let is_theirs = matches!(
+                                code.as_str(),
+                                "InternalFailure" | "InternalException" | "ThrottlingException"
+                            );
+                            Err(error::of_entry(&code, &entry.error_message.unwrap_or_default(), !is_theirs))
+                        }
+                        (None, Some(id)) => Ok(Receipt::with_native_id(id)),
+                        (None, None) => continue,
+                    };
+                    done.complete(place, result);
+                }
+                let unanswered =
+                    Error::new(ErrorKind::Internal, "AWS answered the request, but not for this message");
+                done.fail_rest(&unanswered.with_retry(Retry::Uncertain));
+            }
+            Err(error) => done.fail_rest(&error),
+        }
+    }
+
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Publisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Publisher").field("bus", &self.destination.bus).finish_non_exhaustive()
+    }
+}
