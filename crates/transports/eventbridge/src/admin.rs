@@ -25,7 +25,7 @@ pub(crate) async fn find(shared: &Shared, destination: &Destination) -> Result<(
     Err(Error::new(ErrorKind::NotFound, text))
 }
 
-async fn exists(shared: &Shared, destination: &Destination) -> Result<bool> {
+pub(crate) async fn exists(shared: &Shared, destination: &Destination) -> Result<bool> {
     let request = shared.admin.describe_event_bus().name(&destination.bus);
     match request.send().await.map_err(error::of_request) {
         Ok(_) => Ok(true),
@@ -37,7 +37,11 @@ async fn exists(shared: &Shared, destination: &Destination) -> Result<bool> {
 }
 
 /// A rule that is there: its ARN and pattern.
-async fn rule(shared: &Shared, destination: &Destination, name: &str) -> Result<Option<(String, Value)>> {
+pub(crate) async fn rule(
+    shared: &Shared,
+    destination: &Destination,
+    name: &str,
+) -> Result<Option<(String, Value)>> {
     let request = shared.admin.describe_rule().event_bus_name(&destination.bus).name(name);
     match request.send().await.map_err(error::of_request) {
         Ok(rule) => {
@@ -100,7 +104,11 @@ pub(crate) async fn create(shared: &Shared, destination: &Destination) -> Result
 }
 
 /// The targets of a rule: id and ARN.
-async fn targets(shared: &Shared, destination: &Destination, rule: &str) -> Result<Vec<(String, String)>> {
+pub(crate) async fn targets(
+    shared: &Shared,
+    destination: &Destination,
+    rule: &str,
+) -> Result<Vec<(String, String)>> {
     let request = shared.admin.list_targets_by_rule().rule(rule).event_bus_name(&destination.bus);
     match request.send().await.map_err(error::of_request) {
         Ok(answer) => {

@@ -3,6 +3,7 @@
 mod admin;
 mod config;
 mod consumer;
+mod diagnose;
 mod publisher;
 mod transport;
 
@@ -20,4 +21,7 @@ pub const REGISTRATION: Registration = Registration {
     options: &config::OPTIONS,
     capabilities: &capabilities::EVENTBRIDGE,
     connect: transport::connect,
+    sibling: config::sibling,
+    // Where requests go is an option, not the authority.
+    endpoint: |_| None,
 };

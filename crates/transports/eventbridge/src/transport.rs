@@ -8,13 +8,14 @@ use async_trait::async_trait;
 use aws_sdk_eventbridge::{Client, config};
 use throughline_aws::error;
 use throughline_aws::settings::{Connection, Service, Settings};
+use throughline_core::diagnosis::{DiagnoseOptions, Diagnosis};
 use throughline_core::driver::{self, Connecting, Delivery, Depth};
 use throughline_core::{Address, Capabilities, ConsumeOptions, ErrorKind, Result, capabilities};
 use throughline_sqs::source::Queues;
 
 use crate::config::{Destination, OPTIONS};
 use crate::publisher::Publisher;
-use crate::{admin, consumer};
+use crate::{admin, consumer, diagnose};
 
 /// What publishers and consumers share.
 pub(crate) struct Shared {
@@ -91,6 +92,10 @@ impl driver::Transport for Transport {
 
     async fn browse(&self, address: &Address, max: NonZeroUsize) -> Result<Vec<Delivery>> {
         self.shared.queues.browse(&Destination::of(address)?.address, max).await
+    }
+
+    async fn diagnose(&self, address: &Address, options: &DiagnoseOptions) -> Result<Diagnosis> {
+        diagnose::diagnose(&self.shared, &Destination::of(address)?, options).await
     }
 
     async fn close(&self) -> Result<()> {

@@ -19,7 +19,7 @@ pub(crate) async fn find(shared: &Shared, destination: &Destination) -> Result<S
 }
 
 /// The topic's ARN, where there is such a topic. SNS finds topics by their ARN only: without it they are listed.
-async fn look_up(shared: &Shared, destination: &Destination) -> Result<Option<String>> {
+pub(crate) async fn look_up(shared: &Shared, destination: &Destination) -> Result<Option<String>> {
     if let Some(arn) = &destination.arn {
         return match shared
             .admin
@@ -118,7 +118,7 @@ async fn check_same(shared: &Shared, subscription: &str, raw: &str, filter: Opti
 }
 
 /// The subscriptions of a topic: endpoint and ARN.
-async fn subscriptions(shared: &Shared, topic: &str) -> Result<Vec<(String, String)>> {
+pub(crate) async fn subscriptions(shared: &Shared, topic: &str) -> Result<Vec<(String, String)>> {
     let mut all = Vec::new();
     let mut next = None;
     loop {

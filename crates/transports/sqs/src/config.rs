@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use throughline_aws::settings;
 use throughline_core::address::AddressOption;
+use throughline_core::driver::{Place, Sibling};
 use throughline_core::{Address, Error, ErrorKind, Result};
 
 const fn option(name: &'static str, value: &'static str, help: &'static str) -> AddressOption {
@@ -120,6 +121,18 @@ impl Destination {
     pub(crate) fn hint(&self) -> String {
         format!("throughline create '{}'", self.address)
     }
+}
+
+/// Another queue of the same connection; a queue has no subscriptions.
+pub(crate) fn sibling(of: &Address, sibling: &Sibling<'_>) -> Option<Address> {
+    let Place::Queue(name) = sibling.place else { return None };
+    let address = of.clone().without_options(&["queue", "dead_letter"]).with_option("queue", name);
+    Some(
+        sibling
+            .dead_letter
+            .into_iter()
+            .fold(address, |address, name| address.with_option("dead_letter", name)),
+    )
 }
 
 /// Whether the address asks for FIFO queues.

@@ -4,6 +4,7 @@ mod admin;
 mod batch;
 mod config;
 mod consumer;
+mod diagnose;
 mod failures;
 mod lanes;
 mod message;
@@ -26,4 +27,7 @@ pub const REGISTRATION: Registration = Registration {
     options: &config::OPTIONS,
     capabilities: &capabilities::SQS,
     connect: transport::connect,
+    sibling: config::sibling,
+    // Where requests go is an option, not the authority.
+    endpoint: |_| None,
 };

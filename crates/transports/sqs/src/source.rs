@@ -11,12 +11,14 @@ use aws_sdk_sqs::types::QueueAttributeName;
 use serde_json::{Value, json};
 use throughline_aws::error;
 use throughline_aws::settings::Connection;
+use throughline_core::diagnosis::{DiagnoseOptions, Diagnosis};
 use throughline_core::driver::{self, Delivery, Depth};
 use throughline_core::{Address, Capabilities, ConsumeOptions, Error, ErrorKind, Result};
 
 use crate::admin;
 use crate::config::{self, Destination, QueueName};
 use crate::consumer::Consumer;
+use crate::diagnose;
 use crate::queue::Queue;
 use crate::transport::Shared;
 
@@ -88,6 +90,19 @@ impl Queues {
         Ok((arn, made))
     }
 
+    /// Whether a queue's policy says that a sender may send to it; `None` where that cannot be seen.
+    ///
+    /// # Errors
+    /// What asking fails with.
+    pub async fn lets_in(&self, address: &Address, sender: &Sender<'_>) -> Result<Option<bool>> {
+        let queue = Queue::open(&self.0, &named(address)?.queue).await?;
+        if queue.attribute::<String>(&QueueAttributeName::QueueArn).is_none() {
+            return Ok(None);
+        }
+        let policy = queue.attribute::<String>(&QueueAttributeName::Policy).unwrap_or_default();
+        Ok(Some(policy.contains(sender.service) || policy.contains(sender.arn)))
+    }
+
     /// The ARN of an address's queue; `None` where there is no such queue.
     ///
     /// # Errors
@@ -130,6 +145,20 @@ impl Queues {
     /// `NotFound`, and what asking fails with.
     pub async fn browse(&self, address: &Address, max: NonZeroUsize) -> Result<Vec<Delivery>> {
         admin::browse(&self.0, &named(address)?, max).await
+    }
+
+    /// Adds what is to be said of an address's queue, which messages with these capabilities fill.
+    ///
+    /// # Errors
+    /// What asking fails with; a missing queue is a finding.
+    pub async fn diagnose(
+        &self,
+        address: &Address,
+        options: &DiagnoseOptions,
+        capabilities: Capabilities,
+        diagnosis: &mut Diagnosis,
+    ) -> Result<()> {
+        diagnose::look(&self.0, &named(address)?, options, Some(capabilities), diagnosis).await
     }
 
     /// Gives up the requests that still wait for messages, after a moment.

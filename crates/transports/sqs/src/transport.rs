@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use aws_sdk_sqs::{Client, config};
 use throughline_aws::settings::{Connection, Service, Settings};
+use throughline_core::diagnosis::{DiagnoseOptions, Diagnosis};
 use throughline_core::driver::{self, Connecting, Delivery, Depth};
 use throughline_core::{Address, Capabilities, ConsumeOptions, Result, capabilities};
 use tokio::task::JoinHandle;
@@ -15,6 +16,7 @@ use tokio::task::JoinHandle;
 use crate::admin;
 use crate::config::{Destination, OPTIONS, QueueName, is_fifo};
 use crate::consumer::Consumer;
+use crate::diagnose;
 use crate::publisher::Publisher;
 
 /// The longest that SQS lets a request wait for messages.
@@ -125,6 +127,10 @@ impl driver::Transport for Transport {
 
     async fn browse(&self, address: &Address, max: NonZeroUsize) -> Result<Vec<Delivery>> {
         admin::browse(&self.shared, &Destination::of(address)?, max).await
+    }
+
+    async fn diagnose(&self, address: &Address, options: &DiagnoseOptions) -> Result<Diagnosis> {
+        diagnose::diagnose(&self.shared, &Destination::of(address)?, options).await
     }
 
     async fn close(&self) -> Result<()> {
