@@ -112,6 +112,11 @@ impl Encoded {
     }
 }
 
+/// How large a payload may be where a message may have so many bytes: less 1 KiB, or an eighth of little, for what we add.
+pub fn payload_limit(message: usize) -> usize {
+    message - (message / 8).min(1024)
+}
+
 /// Encodes an envelope.
 pub fn encode(envelope: &Envelope, hop: &Hop<'_>) -> Encoded {
     let mut slots = Slots::default();

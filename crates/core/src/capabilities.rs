@@ -329,8 +329,8 @@ pub const SQS: Capabilities = Capabilities {
     publish_calls: 8,
     // https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html
     limits: Limits {
-        // Attributes included; the queue's own MaximumMessageSize may be less.
-        payload_bytes: Some(1_048_576),
+        // 1 MiB, attributes included, less 1 KiB for those that we add; the queue's own MaximumMessageSize may be less.
+        payload_bytes: Some(1_047_552),
         header_bytes: None,
         batch_entries: 10,
         batch_bytes: Some(1_048_576),
@@ -355,8 +355,8 @@ pub const SNS: Capabilities = Capabilities {
     delay: Level::No,
     // https://docs.aws.amazon.com/sns/latest/dg/sns-large-payload-raw-message-delivery.html
     limits: Limits {
-        // Attributes included; a topic's MaximumMessageSize may be set higher.
-        payload_bytes: Some(262_144),
+        // 256 KiB, attributes included, less 1 KiB for those that we add; a topic's MaximumMessageSize may be set higher.
+        payload_bytes: Some(261_120),
         batch_bytes: Some(262_144),
         delay: None,
         ..SQS.limits
@@ -375,8 +375,8 @@ pub const EVENTBRIDGE: Capabilities = Capabilities {
     delay: Level::No,
     // https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-putevents.html
     limits: Limits {
-        // Source, detail type and detail together, less than 1 MB a request.
-        payload_bytes: Some(1_000_000),
+        // Source, detail type and detail together, less than 1 MB a request; 1 KiB of it for what we add.
+        payload_bytes: Some(998_976),
         batch_bytes: Some(1_000_000),
         delay: None,
         ..SQS.limits

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use aws_sdk_eventbridge::primitives::DateTime;
@@ -16,11 +17,16 @@ use crate::admin;
 use crate::config::Destination;
 use crate::transport::Shared;
 
+/// How large the events of a request may be, in bytes.
+/// <https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-putevents.html>
+const MAX_EVENT: usize = 1_000_000;
+
 /// An open event bus.
 pub(crate) struct Publisher {
     shared: Arc<Shared>,
     destination: Destination,
     endpoint: Endpoint,
+    closed: AtomicBool,
 }
 
 impl Publisher {
@@ -32,7 +38,7 @@ impl Publisher {
             server: Some(shared.connection.server.clone()),
             attributes: Vec::new(),
         };
-        Ok(Self { shared, destination, endpoint })
+        Ok(Self { shared, destination, endpoint, closed: AtomicBool::new(false) })
     }
 
     fn event(&self, message: &Outgoing) -> Result<Event> {
@@ -70,17 +76,21 @@ impl driver::Publisher for Publisher {
 
     fn measure(&self, message: &Outgoing) -> Result<usize> {
         let size = self.event(message)?.size();
-        match self.capabilities().limits.payload_bytes {
-            Some(limit) if size > limit => Err(Error::limit(
-                "the event's size, source, detail type and detail together,",
-                format!("{size} bytes"),
-                format!("{limit} bytes"),
-            )),
-            _ => Ok(size),
+        if size <= MAX_EVENT {
+            return Ok(size);
         }
+        Err(Error::limit(
+            "the event's size, source, detail type and detail together,",
+            format!("{size} bytes"),
+            format!("{MAX_EVENT} bytes"),
+        ))
     }
 
     async fn publish(&self, batch: Vec<Outgoing>, done: Completions) {
+        if self.closed.load(Ordering::Acquire) {
+            done.fail_rest(&Error::new(ErrorKind::Closed, "the publisher is closed"));
+            return;
+        }
         let mut places = Vec::with_capacity(batch.len());
         let mut entries = Vec::with_capacity(batch.len());
         for (place, message) in batch.iter().enumerate() {
@@ -129,6 +139,7 @@ impl driver::Publisher for Publisher {
     }
 
     async fn close(&self) -> Result<()> {
+        self.closed.store(true, Ordering::Release);
         Ok(())
     }
 }

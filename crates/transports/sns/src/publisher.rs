@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use aws_sdk_sns::error::BuildError;
@@ -20,13 +21,19 @@ use crate::transport::Shared;
 /// The header of the trace: SNS passes it on to queues as `AWSTraceHeader`.
 const XRAY_HEADER: &str = "X-Amzn-Trace-Id";
 
+/// How large a message may be where the address does not say, in bytes: the default of MaximumMessageSize.
+const MAX_MESSAGE: usize = 262_144;
+
 /// An open topic.
 pub(crate) struct Publisher {
     shared: Arc<Shared>,
     arn: String,
     is_fifo: bool,
+    /// How large a message may be, attributes included, in bytes.
+    limit: usize,
     capabilities: Capabilities,
     endpoint: Endpoint,
+    closed: AtomicBool,
 }
 
 impl Publisher {
@@ -35,16 +42,15 @@ impl Publisher {
         let arn = admin::find(&shared, destination).await?;
         let is_fifo = destination.is_fifo();
         let mut capabilities = if is_fifo { capabilities::SNS_FIFO } else { capabilities::SNS };
-        if let Some(limit) = destination.message_limit {
-            capabilities.limits.payload_bytes = Some(limit);
-            capabilities.limits.batch_bytes = Some(limit);
-        }
+        let limit = destination.message_limit.unwrap_or(MAX_MESSAGE);
+        capabilities.limits.payload_bytes = Some(codec::payload_limit(limit));
+        capabilities.limits.batch_bytes = Some(limit);
         let endpoint = Endpoint {
             destination: destination.topic.clone(),
             server: Some(shared.connection.server.clone()),
             attributes: vec![KeyValue::new("aws.sns.topic.arn", arn.clone())],
         };
-        Ok(Self { shared, arn, is_fifo, capabilities, endpoint })
+        Ok(Self { shared, arn, is_fifo, limit, capabilities, endpoint, closed: AtomicBool::new(false) })
     }
 
     fn encode(&self, message: &Outgoing) -> Encoded {
@@ -101,17 +107,21 @@ impl driver::Publisher for Publisher {
 
     fn measure(&self, message: &Outgoing) -> Result<usize> {
         let size = self.encode(message).size();
-        match self.capabilities.limits.payload_bytes {
-            Some(limit) if size > limit => Err(Error::limit(
-                "the message's size, body and attributes together (the topic's MaximumMessageSize),",
-                format!("{size} bytes"),
-                format!("{limit} bytes"),
-            )),
-            _ => Ok(size),
+        if size <= self.limit {
+            return Ok(size);
         }
+        Err(Error::limit(
+            "the message's size, body and attributes together (the topic's MaximumMessageSize),",
+            format!("{size} bytes"),
+            format!("{} bytes", self.limit),
+        ))
     }
 
     async fn publish(&self, batch: Vec<Outgoing>, done: Completions) {
+        if self.closed.load(Ordering::Acquire) {
+            done.fail_rest(&Error::new(ErrorKind::Closed, "the publisher is closed"));
+            return;
+        }
         let mut entries = Vec::with_capacity(batch.len());
         let mut xrays = Vec::with_capacity(batch.len());
         for (place, message) in batch.iter().enumerate() {
@@ -162,6 +172,7 @@ impl driver::Publisher for Publisher {
     }
 
     async fn close(&self) -> Result<()> {
+        self.closed.store(true, Ordering::Release);
         Ok(())
     }
 }

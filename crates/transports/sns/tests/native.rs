@@ -186,9 +186,9 @@ async fn limits_are_checked_before_the_network() {
     rig.transport.create(&topic).await.unwrap();
     let publisher = rig.publisher(&topic).await;
     let error =
-        publisher.publish(Envelope::builder("t").payload("x".repeat(262_144)).build()).await.unwrap_err();
+        publisher.publish(Envelope::builder("t").payload("x".repeat(261_121)).build()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::LimitExceeded);
-    assert!(error.to_string().contains("the limit is 262144 bytes"), "{error}");
+    assert!(error.to_string().contains("the limit is 261120 bytes"), "{error}");
     publisher.close().await.unwrap();
     rig.finish(&[&topic]).await;
 }

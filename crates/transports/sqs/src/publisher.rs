@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use aws_sdk_sqs::error::BuildError;
@@ -26,13 +27,20 @@ pub(crate) struct Publisher {
     queue: Queue,
     capabilities: Capabilities,
     endpoint: Endpoint,
+    closed: AtomicBool,
 }
 
 impl Publisher {
     /// Opens a destination, which must exist.
     pub(crate) async fn open(shared: Arc<Shared>, destination: &Destination) -> Result<Self> {
         let queue = Queue::find(&shared, destination).await?;
-        Ok(Self { capabilities: queue.capabilities(), endpoint: queue.endpoint(&shared), queue, shared })
+        Ok(Self {
+            capabilities: queue.capabilities(),
+            endpoint: queue.endpoint(&shared),
+            queue,
+            shared,
+            closed: AtomicBool::new(false),
+        })
     }
 
     fn hop<'a>(&self, message: &'a Outgoing) -> Hop<'a> {
@@ -84,15 +92,16 @@ pub(crate) fn entry(
 }
 
 /// Refuses what SQS would refuse for its size.
-pub(crate) fn check_size(capabilities: &Capabilities, size: usize) -> Result<usize> {
-    match capabilities.limits.payload_bytes {
-        Some(limit) if size > limit => Err(Error::limit(
-            "the message's size, body and attributes together (the queue's MaximumMessageSize),",
-            format!("{size} bytes"),
-            format!("{limit} bytes"),
-        )),
-        _ => Ok(size),
+pub(crate) fn check_size(queue: &Queue, size: usize) -> Result<usize> {
+    let limit = queue.limit();
+    if size <= limit {
+        return Ok(size);
     }
+    Err(Error::limit(
+        "the message's size, body and attributes together (the queue's MaximumMessageSize),",
+        format!("{size} bytes"),
+        format!("{limit} bytes"),
+    ))
 }
 
 #[async_trait]
@@ -106,10 +115,14 @@ impl driver::Publisher for Publisher {
     }
 
     fn measure(&self, message: &Outgoing) -> Result<usize> {
-        check_size(&self.capabilities, codec::encode(&message.envelope, &self.hop(message)).size())
+        check_size(&self.queue, codec::encode(&message.envelope, &self.hop(message)).size())
     }
 
     async fn publish(&self, batch: Vec<Outgoing>, done: Completions) {
+        if self.closed.load(Ordering::Acquire) {
+            done.fail_rest(&Error::new(ErrorKind::Closed, "the publisher is closed"));
+            return;
+        }
         let mut places = Vec::with_capacity(batch.len());
         let mut entries = Vec::with_capacity(batch.len());
         for (place, message) in batch.iter().enumerate() {
@@ -138,6 +151,7 @@ impl driver::Publisher for Publisher {
     }
 
     async fn close(&self) -> Result<()> {
+        self.closed.store(true, Ordering::Release);
         Ok(())
     }
 }

@@ -5,12 +5,17 @@ use std::str::FromStr;
 
 use aws_sdk_sqs::types::QueueAttributeName;
 use opentelemetry::KeyValue;
+use throughline_aws::codec::payload_limit;
 use throughline_aws::error;
 use throughline_core::driver::Endpoint;
 use throughline_core::{Capabilities, Error, ErrorKind, Result, capabilities};
 
 use crate::config::{Destination, QueueName};
 use crate::transport::Shared;
+
+/// How large a message may be where the queue does not say, in bytes.
+/// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html>
+const MAX_MESSAGE: usize = 1_048_576;
 
 /// A queue that exists.
 #[derive(Clone, Debug)]
@@ -70,10 +75,13 @@ impl Queue {
     /// What it can do.
     pub(crate) fn capabilities(&self) -> Capabilities {
         let mut capabilities = if self.is_fifo { capabilities::SQS_FIFO } else { capabilities::SQS };
-        if let Some(limit) = self.attribute(&QueueAttributeName::MaximumMessageSize) {
-            capabilities.limits.payload_bytes = Some(limit);
-        }
+        capabilities.limits.payload_bytes = Some(payload_limit(self.limit()));
         capabilities
+    }
+
+    /// How large a message may be, attributes included, in bytes.
+    pub(crate) fn limit(&self) -> usize {
+        self.attribute(&QueueAttributeName::MaximumMessageSize).unwrap_or(MAX_MESSAGE)
     }
 
     /// What it is called in spans.

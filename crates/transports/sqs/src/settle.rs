@@ -142,7 +142,6 @@ impl Source {
     async fn send_on<'a>(&self, rejects: &'a [Reject]) -> Vec<(&'a Reject, Result<()>)> {
         let Some(queue) = &self.dead_letter else { return Vec::new() };
         let mut answered = Vec::with_capacity(rejects.len());
-        let capabilities = queue.capabilities();
         for chunk in rejects.chunks(MAX_ENTRIES) {
             let mut open: Vec<(&Reject, OperationId)> =
                 chunk.iter().map(|reject| (reject, OperationId(Uuid::now_v7().as_u128()))).collect();
@@ -150,7 +149,7 @@ impl Source {
                 let mut sent = Vec::with_capacity(open.len());
                 let mut entries = Vec::with_capacity(open.len());
                 for (reject, operation) in open {
-                    match self.dead_letter_entry(queue, &capabilities, reject, operation) {
+                    match self.dead_letter_entry(queue, reject, operation) {
                         Ok(entry) => {
                             entries.push(entry);
                             sent.push((reject, operation));
@@ -184,7 +183,6 @@ impl Source {
     fn dead_letter_entry(
         &self,
         queue: &Queue,
-        capabilities: &throughline_core::Capabilities,
         reject: &Reject,
         operation: OperationId,
     ) -> Result<aws_sdk_sqs::types::SendMessageBatchRequestEntry> {
@@ -197,7 +195,7 @@ impl Source {
             ..Hop::default()
         };
         let encoded = throughline_aws::codec::encode(&reject.envelope, &hop);
-        if check_size(capabilities, encoded.size()).is_err() {
+        if check_size(queue, encoded.size()).is_err() {
             // A message that was at the limit before has no room for its history.
             tracing::warn!("no room in the message for the history of failures: dead-lettered without it");
             hop.history = None;

@@ -98,16 +98,18 @@ async fn limits_are_checked_before_the_network_and_named() {
     let Some(rig) = Rig::new("limits_are_checked_before_the_network_and_named").await else { return };
     let queue = rig.queue("").await;
     let publisher = rig.publisher(&queue).await;
-    let limit = publisher.capabilities().limits.payload_bytes.unwrap();
+    let limit = 1_048_576;
+    let payload = publisher.capabilities().limits.payload_bytes.unwrap();
+    // Beside the body: tl-id and tl-type, with "String" and one byte each, and a header of that length.
     let of_size = |bytes: usize| {
-        let mut envelope = Envelope::builder("t").id("i").payload("x".repeat(bytes)).build();
+        let header = "x".repeat(bytes - payload - (5 + 6 + 1) - (7 + 6 + 1) - (1 + 6));
+        let envelope = Envelope::builder("t").id("i").header("h", header).payload("x".repeat(payload));
+        let mut envelope = envelope.build();
         envelope.time = None;
         envelope
     };
-    // Beside the body: tl-id and tl-type, with "String" and one byte each.
-    let largest = limit - (5 + 6 + 1) - (7 + 6 + 1);
     let before = rig.proxy.calls("SendMessageBatch");
-    let error = publisher.publish(of_size(largest + 1)).await.unwrap_err();
+    let error = publisher.publish(of_size(limit + 1)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::LimitExceeded);
     let text = error.to_string();
     assert!(
@@ -118,10 +120,10 @@ async fn limits_are_checked_before_the_network_and_named() {
     let error = publisher.publish_with(message("x"), late).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::LimitExceeded);
     assert_eq!(rig.proxy.calls("SendMessageBatch"), before, "nothing is sent");
-    publisher.publish(of_size(largest)).await.unwrap();
+    publisher.publish(of_size(limit)).await.unwrap();
     let mut consumer = rig.consumer(&queue).await;
     let delivery = next(&mut consumer).await;
-    assert_eq!(delivery.payload().len(), largest);
+    assert_eq!(delivery.payload().len(), payload);
     delivery.ack().await.unwrap();
     consumer.close().await.unwrap();
     publisher.close().await.unwrap();
