@@ -103,6 +103,12 @@ pub(crate) async fn create(shared: &Shared, destination: &Destination) -> Result
     Ok(made)
 }
 
+/// How many rules a bus has; of many, those of the first answer.
+pub(crate) async fn rules(shared: &Shared, destination: &Destination) -> Result<usize> {
+    let request = shared.admin.list_rules().event_bus_name(&destination.bus);
+    Ok(request.send().await.map_err(error::of_request)?.rules.unwrap_or_default().len())
+}
+
 /// The targets of a rule: id and ARN.
 pub(crate) async fn targets(
     shared: &Shared,
@@ -138,8 +144,7 @@ pub(crate) async fn delete(shared: &Shared, destination: &Destination) -> Result
         deleted.extend(shared.queues.delete(&destination.address).await?);
     }
     if is_there && destination.bus != DEFAULT && !destination.bus.starts_with("arn:") {
-        let rules = shared.admin.list_rules().event_bus_name(&destination.bus).send().await;
-        let others = rules.map_err(error::of_request)?.rules.unwrap_or_default().len();
+        let others = rules(shared, destination).await?;
         if others > 0 {
             deleted.push(format!("not event bus '{}': it has {others} other rules", destination.bus));
         } else {

@@ -12,10 +12,15 @@ const fn option(name: &'static str, value: &'static str, help: &'static str) -> 
 }
 
 /// The options of all roles.
-pub(crate) const OPTIONS: [AddressOption; 17] = {
+pub(crate) const OPTIONS: [AddressOption; 18] = {
     let [_, dead_letter, _, receivers, visibility, max_receives, retention, queue_delay] = QUEUE_OPTIONS;
     let [region, profile, endpoint, timeout, connect_timeout] = settings::OPTIONS;
     [
+        option(
+            "unroutable",
+            "error|drop",
+            "What becomes of messages while nobody listens; error by default.",
+        ),
         option("queue", "NAME", "The rule's target queue, to consume from; create makes both."),
         option("bus", "NAME", "The event bus, in place of what stands before the options."),
         option("source", "NAME", "The source of messages that name none; create: what the rule takes."),
@@ -51,6 +56,8 @@ pub(crate) struct Destination {
     pub(crate) bus: String,
     pub(crate) source: String,
     pub(crate) is_raw: bool,
+    /// Whether publishing where nobody listens is an error.
+    pub(crate) must_route: bool,
 }
 
 impl Destination {
@@ -75,7 +82,8 @@ impl Destination {
             );
         }
         let is_raw = address.one_of("raw", &["true", "false"])? == Some("true");
-        Ok(Self { address: address.clone(), bus, source: source.to_owned(), is_raw })
+        let must_route = address.one_of("unroutable", &["error", "drop"])? != Some("drop");
+        Ok(Self { address: address.clone(), bus, source: source.to_owned(), is_raw, must_route })
     }
 
     pub(crate) fn queue(&self) -> Option<&str> {

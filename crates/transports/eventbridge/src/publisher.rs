@@ -27,6 +27,8 @@ pub(crate) struct Publisher {
     destination: Destination,
     endpoint: Endpoint,
     closed: AtomicBool,
+    /// Somebody listens, or that is all the same.
+    routed: AtomicBool,
 }
 
 impl Publisher {
@@ -38,7 +40,8 @@ impl Publisher {
             server: Some(shared.connection.server.clone()),
             attributes: Vec::new(),
         };
-        Ok(Self { shared, destination, endpoint, closed: AtomicBool::new(false) })
+        let routed = AtomicBool::new(!destination.must_route);
+        Ok(Self { shared, destination, endpoint, closed: AtomicBool::new(false), routed })
     }
 
     fn event(&self, message: &Outgoing) -> Result<Event> {
@@ -61,6 +64,25 @@ impl Publisher {
             .set_time(time.map(|time| DateTime::from_millis(time.as_millis())))
             .set_trace_header(xray)
             .build())
+    }
+
+    /// EventBridge takes an event that no rule could take, and drops it. Asked until there is a rule.
+    async fn check_routed(&self) -> Result<()> {
+        if self.routed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        match admin::rules(&self.shared, &self.destination).await {
+            Ok(0) => {
+                let text = "the bus has no rule, and would drop the event; ?unroutable=drop allows that";
+                return Err(Error::new(ErrorKind::Unroutable, text));
+            }
+            Err(error) if error.kind() != ErrorKind::PermissionDenied => {
+                return Err(error.with_retry(Retry::Safe));
+            }
+            _ => {}
+        }
+        self.routed.store(true, Ordering::Relaxed);
+        Ok(())
     }
 }
 
@@ -92,6 +114,10 @@ impl driver::Publisher for Publisher {
             return;
         }
         let mut places = Vec::with_capacity(batch.len());
+        if let Err(error) = self.check_routed().await {
+            done.fail_rest(&error);
+            return;
+        }
         let mut entries = Vec::with_capacity(batch.len());
         for (place, message) in batch.iter().enumerate() {
             match self.entry(message) {

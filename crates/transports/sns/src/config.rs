@@ -11,10 +11,15 @@ const fn option(name: &'static str, value: &'static str, help: &'static str) -> 
 }
 
 /// The options of all roles.
-pub(crate) const OPTIONS: [AddressOption; 17] = {
+pub(crate) const OPTIONS: [AddressOption; 18] = {
     let [_, dead_letter, fifo, receivers, visibility, max_receives, retention, queue_delay] = QUEUE_OPTIONS;
     let [region, profile, endpoint, timeout, connect_timeout] = settings::OPTIONS;
     [
+        option(
+            "unroutable",
+            "error|drop",
+            "What becomes of messages while nobody listens; error by default.",
+        ),
         option("queue", "NAME", "The subscribed queue, to consume from; create makes and subscribes it."),
         option("topic", "NAME", "The topic, in place of what stands before the options."),
         option("raw", "true|false", "create: messages arrive as they were published; true by default."),
@@ -49,6 +54,8 @@ pub(crate) struct Destination {
     /// Its ARN, where the address says it.
     pub(crate) arn: Option<String>,
     pub(crate) message_limit: Option<usize>,
+    /// Whether publishing where nobody listens is an error.
+    pub(crate) must_route: bool,
 }
 
 impl Destination {
@@ -57,6 +64,7 @@ impl Destination {
         let before = address.authority().map_or(path, str::to_owned);
         let topic = address.option("topic").filter(|topic| !topic.is_empty()).unwrap_or(&before);
         let message_limit = address.parsed("message_limit", "a number of bytes")?;
+        let must_route = address.one_of("unroutable", &["error", "drop"])? != Some("drop");
         if topic.starts_with("arn:") {
             return match topic.split(':').collect::<Vec<_>>()[..] {
                 ["arn", _, "sns", _, _, name] if !name.is_empty() => Ok(Self {
@@ -64,6 +72,7 @@ impl Destination {
                     topic: name.to_owned(),
                     arn: Some(topic.to_owned()),
                     message_limit,
+                    must_route,
                 }),
                 _ => Err(bad(
                     address,
@@ -84,7 +93,7 @@ impl Destination {
                 format!("'{name}' cannot be the name of a topic: up to {MAX_NAME} letters, digits, - and _");
             return Err(bad(address, text));
         }
-        Ok(Self { address: address.clone(), topic: name, arn: None, message_limit })
+        Ok(Self { address: address.clone(), topic: name, arn: None, message_limit, must_route })
     }
 
     pub(crate) fn is_fifo(&self) -> bool {

@@ -34,6 +34,8 @@ pub(crate) struct Publisher {
     capabilities: Capabilities,
     endpoint: Endpoint,
     closed: AtomicBool,
+    /// Somebody listens, or that is all the same.
+    routed: AtomicBool,
 }
 
 impl Publisher {
@@ -50,7 +52,17 @@ impl Publisher {
             server: Some(shared.connection.server.clone()),
             attributes: vec![KeyValue::new("aws.sns.topic.arn", arn.clone())],
         };
-        Ok(Self { shared, arn, is_fifo, limit, capabilities, endpoint, closed: AtomicBool::new(false) })
+        let routed = AtomicBool::new(!destination.must_route);
+        Ok(Self {
+            shared,
+            arn,
+            is_fifo,
+            limit,
+            capabilities,
+            endpoint,
+            closed: AtomicBool::new(false),
+            routed,
+        })
     }
 
     fn encode(&self, message: &Outgoing) -> Encoded {
@@ -93,6 +105,26 @@ impl Publisher {
     fn classed(&self, error: Error) -> Error {
         if self.is_fifo && error.retry() == Retry::Uncertain { error.with_retry(Retry::Safe) } else { error }
     }
+
+    /// SNS takes a message that nobody is subscribed to, and drops it. Asked until somebody is.
+    async fn check_routed(&self) -> Result<()> {
+        if self.routed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        match admin::subscriptions(&self.shared, &self.arn).await {
+            Ok(all) if all.is_empty() => {
+                let text =
+                    "the topic has no subscription, and would drop the message; ?unroutable=drop allows that";
+                return Err(Error::new(ErrorKind::Unroutable, text));
+            }
+            Err(error) if error.kind() != ErrorKind::PermissionDenied => {
+                return Err(error.with_retry(Retry::Safe));
+            }
+            _ => {}
+        }
+        self.routed.store(true, Ordering::Relaxed);
+        Ok(())
+    }
 }
 
 #[async_trait]
@@ -120,6 +152,10 @@ impl driver::Publisher for Publisher {
     async fn publish(&self, batch: Vec<Outgoing>, done: Completions) {
         if self.closed.load(Ordering::Acquire) {
             done.fail_rest(&Error::new(ErrorKind::Closed, "the publisher is closed"));
+            return;
+        }
+        if let Err(error) = self.check_routed().await {
+            done.fail_rest(&error);
             return;
         }
         let mut entries = Vec::with_capacity(batch.len());
