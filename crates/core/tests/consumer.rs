@@ -265,7 +265,7 @@ async fn what_has_expired_is_rejected_or_acked_and_counted_where_the_broker_does
         driver.feed(expired());
         driver.feed(Envelope::new("in time"));
         driver.feed(expired());
-        if settled.is_some() {
+        if let Some(settled) = settled {
             let batch = consumer.next_batch(NonZeroUsize::new(9).unwrap()).await.unwrap();
             assert_eq!(batch.len(), 1);
             assert_eq!(batch[0].payload(), b"in time");
@@ -273,7 +273,7 @@ async fn what_has_expired_is_rejected_or_acked_and_counted_where_the_broker_does
             assert!(tokio::time::timeout(Duration::from_millis(1), consumer.next()).await.is_err());
             tokio::time::sleep(Duration::from_millis(50)).await;
             let names: Vec<_> = driver.settled().concat().into_iter().map(|(_, name)| name).collect();
-            assert_eq!(names, [settled.unwrap(); 2]);
+            assert_eq!(names, [settled; 2]);
             assert_eq!(consumer.expired(), 2);
         } else {
             assert_eq!(next(&mut consumer).await.payload(), b"late");

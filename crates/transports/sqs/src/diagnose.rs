@@ -193,7 +193,7 @@ async fn redrive(
             Remedy::text("create it").command(destination.hint()),
         ),
         Err(error) => {
-            diagnosis.unchecked(&subject, error.message().to_owned(), "allow sqs:GetQueueAttributes on it")
+            diagnosis.unchecked(&subject, error.message().to_owned(), "allow sqs:GetQueueAttributes on it");
         }
     }
     Ok(())

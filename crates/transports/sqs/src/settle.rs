@@ -166,7 +166,7 @@ impl Source {
                 for ((reject, operation), answer) in sent.into_iter().zip(answers) {
                     match answer {
                         Err(error) if error.retry() == Retry::Safe && tries < TRIES => {
-                            open.push((reject, operation))
+                            open.push((reject, operation));
                         }
                         answer => answered.push((reject, answer.map(drop))),
                     }
