@@ -19,6 +19,9 @@ const STYLES: Styles = Styles::styled()
 const AFTER_HELP: &str = "\
 Addresses:
   amqp://user:pass@host:5672/vhost?queue=NAME      RabbitMQ (amqps:// for TLS)
+  sqs://NAME[?region=…][&endpoint=URL]             Amazon SQS; also sqs:ARN and sqs:https://queue-url
+  sns://TOPIC[?queue=NAME]                         Amazon SNS, consumed through a subscribed queue
+  eventbridge://BUS?source=NAME[&queue=NAME]       Amazon EventBridge, consumed through a rule's queue
   memory:NAME?queue=NAME                           within one process: only for `demo` and `conform`
 
 Exit codes:

@@ -122,7 +122,7 @@ impl Address {
     /// The error for an option whose value is not of the expected form. Secret values are not repeated.
     pub fn bad_option(&self, name: &str, expected: &str) -> Error {
         let shown = match self.option(name) {
-            Some(value) if !is_secret(name) => format!(" '{value}'"),
+            Some(value) if !is_secret(name) => format!(" '{}'", without_user_info(value)),
             _ => String::new(),
         };
         Error::new(ErrorKind::InvalidAddress, format!("option '{name}'{shown} is not {expected}"))
@@ -392,6 +392,8 @@ mod tests {
             let error = text.parse::<Address>().unwrap_err();
             assert!(!error.to_string().contains("hunter2"), "{error}");
         }
+        let error = parse("sqs://q?endpoint=http://user:hunter2@host").bad_option("endpoint", "a URL");
+        assert!(!error.to_string().contains("hunter2"), "{error}");
         let error = parse("amqp://host?tls_pasword=hunter2").check_options(&[]).unwrap_err();
         assert!(
             error.to_string().contains("tls_pasword") && !error.to_string().contains("hunter2"),

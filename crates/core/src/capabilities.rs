@@ -128,7 +128,7 @@ pub struct Capabilities {
     pub deduplication: Level,
     /// Higher priorities first.
     pub priority: Level,
-    /// Expired messages are not delivered.
+    /// Expired messages are not delivered. `Emulated`: the portable consumer sees to it.
     pub expiry: Level,
     /// How often a message was delivered.
     pub delivery_count: Level,
@@ -298,6 +298,90 @@ pub const RABBITMQ: Capabilities = Capabilities {
         // The highest tier of the delay queues.
         delay: Some(Duration::from_secs(24 * 60 * 60)),
     },
+};
+
+/// SQS, a standard queue. [`SQS_FIFO`] is what a FIFO queue has in its place.
+pub const SQS: Capabilities = Capabilities {
+    transport: "sqs",
+    system: "aws_sqs",
+    reach: Reach::Network,
+    // Best effort only, and a message may come twice.
+    order: Level::No,
+    delay: Level::Native,
+    deduplication: Level::No,
+    priority: Level::No,
+    // Checked by the portable consumer.
+    expiry: Level::Emulated,
+    // ApproximateReceiveCount.
+    delivery_count: Level::Native,
+    // Sent to the dead-letter queue with the reason, then deleted.
+    dead_letter: Level::Emulated,
+    fan_out: Level::No,
+    // Received and given back: receive counts rise.
+    browse: Browse::Disturbing,
+    // Deletes go in batches of ten.
+    settle: SettleMeaning::Deferred,
+    // By the visibility timeout.
+    retry: RetryMeans::InPlace,
+    // https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-visibility-timeout.html
+    lease: Lease::Renewable(Some(Duration::from_secs(12 * 60 * 60))),
+    key_pipeline: KeyPipeline::Unsafe,
+    publish_calls: 8,
+    // https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html
+    limits: Limits {
+        // 1 MiB, attributes included, less 1 KiB for those that we add; the queue's own MaximumMessageSize may be less.
+        payload_bytes: Some(1_047_552),
+        header_bytes: None,
+        batch_entries: 10,
+        batch_bytes: Some(1_048_576),
+        delay: Some(Duration::from_secs(15 * 60)),
+    },
+};
+
+/// SQS, a FIFO queue: order within a message group, and deduplication for five minutes, but no delay of one message.
+pub const SQS_FIFO: Capabilities = Capabilities {
+    order: Level::Native,
+    delay: Level::No,
+    deduplication: Level::Native,
+    limits: Limits { delay: None, ..SQS.limits },
+    ..SQS
+};
+
+/// SNS, a standard topic, consumed through a subscribed queue. [`SNS_FIFO`] is what a FIFO topic has in its place.
+pub const SNS: Capabilities = Capabilities {
+    transport: "sns",
+    system: "aws.sns",
+    fan_out: Level::Native,
+    delay: Level::No,
+    // https://docs.aws.amazon.com/sns/latest/dg/sns-large-payload-raw-message-delivery.html
+    limits: Limits {
+        // 256 KiB, attributes included, less 1 KiB for those that we add; a topic's MaximumMessageSize may be set higher.
+        payload_bytes: Some(261_120),
+        batch_bytes: Some(262_144),
+        delay: None,
+        ..SQS.limits
+    },
+    ..SQS
+};
+
+/// SNS, a FIFO topic with FIFO queues: order within a message group, and deduplication for five minutes.
+pub const SNS_FIFO: Capabilities = Capabilities { order: Level::Native, deduplication: Level::Native, ..SNS };
+
+/// EventBridge, consumed through a rule's target queue.
+pub const EVENTBRIDGE: Capabilities = Capabilities {
+    transport: "eventbridge",
+    system: "aws.eventbridge",
+    fan_out: Level::Native,
+    delay: Level::No,
+    // https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-putevents.html
+    limits: Limits {
+        // Source, detail type and detail together, less than 1 MB a request; 1 KiB of it for what we add.
+        payload_bytes: Some(998_976),
+        batch_bytes: Some(1_000_000),
+        delay: None,
+        ..SQS.limits
+    },
+    ..SQS
 };
 
 #[cfg(test)]

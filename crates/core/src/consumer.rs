@@ -16,7 +16,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::address::Address;
-use crate::capabilities::{Capabilities, SettleMeaning};
+use crate::capabilities::{Capabilities, Level, SettleMeaning};
 use crate::delivery::Delivery;
 use crate::driver::{self, Settlement};
 use crate::error::{Error, ErrorKind, Result, Retry};
@@ -24,6 +24,7 @@ use crate::lease::Leases;
 use crate::metrics::Instruments;
 use crate::publisher::FAR;
 use crate::settle::{self, Op, SettleQueue};
+use crate::timestamp::Timestamp;
 use crate::trace::{self, Description, SpanNames, TracePolicy, attribute};
 
 /// At most so many messages are asked of the driver at once, and so many deferred acks are written at once.
@@ -136,6 +137,9 @@ pub(crate) struct Shared {
     /// Told when bytes are settled.
     settled: Notify,
     settle_errors: AtomicU64,
+    /// Whether expired messages are seen to here, and how many there were.
+    checks_expiry: bool,
+    expired: AtomicU64,
     /// The receiving task has ended.
     received_all: AtomicBool,
     phase: watch::Sender<Phase>,
@@ -170,6 +174,8 @@ impl Consumer {
             unsettled_bytes: AtomicUsize::new(0),
             settled: Notify::new(),
             settle_errors: AtomicU64::new(0),
+            checks_expiry: capabilities.expiry == Level::Emulated,
+            expired: AtomicU64::new(0),
             received_all: AtomicBool::new(false),
             phase: watch::channel(Phase::Running).0,
             address: address.clone(),
@@ -210,7 +216,11 @@ impl Consumer {
         loop {
             match self.buffer.pop_front() {
                 Some(delivery) if delivery.is_lease_lost() => drop(delivery),
-                Some(delivery) => return Poll::Ready(Some(Ok(delivery))),
+                Some(delivery) => {
+                    if let Some(delivery) = self.shared.in_time(delivery) {
+                        return Poll::Ready(Some(Ok(delivery)));
+                    }
+                }
                 None => match ready!(self.poll_buffer(cx)) {
                     Some(Ok(())) => {}
                     Some(Err(error)) => return Poll::Ready(Some(Err(error))),
@@ -253,15 +263,25 @@ impl Consumer {
                 self.buffer.drain(..max.get()).collect()
             };
             Delivery::retain_ours(&mut batch);
+            if self.shared.checks_expiry {
+                batch = batch.into_iter().filter_map(|delivery| self.shared.in_time(delivery)).collect();
+            }
             if !batch.is_empty() {
                 return Ok(batch);
             }
         }
     }
 
-    /// How many deferred acks have failed so far: their messages are delivered again.
+    /// How many settlements that nobody waited for (deferred acks, and those of expired messages) have failed so far: their
+    /// messages are delivered again.
     pub fn settle_errors(&self) -> u64 {
         self.shared.settle_errors.load(Ordering::Relaxed)
+    }
+
+    /// How many messages had expired before they could be handed out, where the transport leaves that to the consumer
+    /// ([`expiry`](Capabilities) is `Emulated`). They went to the dead letters, or without such a place were removed.
+    pub fn expired(&self) -> u64 {
+        self.shared.expired.load(Ordering::Relaxed)
     }
 
     /// Takes no more messages and releases the unread; the stream then ends. Deliveries that are held can be settled.
@@ -325,6 +345,17 @@ impl Shared {
 
     fn phase(&self) -> Phase {
         *self.phase.borrow()
+    }
+
+    /// A delivery, unless it has expired and the broker does not see to that.
+    fn in_time(&self, delivery: Delivery) -> Option<Delivery> {
+        if !self.checks_expiry || !delivery.envelope().is_expired(Timestamp::now()) {
+            return Some(delivery);
+        }
+        self.expired.fetch_add(1, Ordering::Relaxed);
+        self.instruments.expired();
+        delivery.expire();
+        None
     }
 
     /// Whether nothing is left to settle.
@@ -505,8 +536,8 @@ fn answer(shared: &Shared, ops: Vec<Op>, mut results: Vec<Result<()>>, took: Dur
     for (op, result) in ops.iter().zip(&mut results) {
         let Err(error) = result else { continue };
         *error = error.clone().at("settle", &shared.address);
-        // A release is only a courtesy; an ack that failed makes a duplicate.
-        if let (None, Settlement::Ack) = (&op.slot, &op.settlement) {
+        // A release is only a courtesy; an ack that failed makes a duplicate, and what had expired comes again.
+        if op.slot.is_none() && !matches!(op.settlement, Settlement::Release) {
             duplicates += 1;
             why = Some(&*error);
         }

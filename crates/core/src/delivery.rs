@@ -325,7 +325,7 @@ impl Delivery {
             return self.settle(Settlement::Ack).await;
         }
         let span = self.settle_span(&Settlement::Ack);
-        let result = self.check_epoch();
+        let result = self.check_held();
         if result.is_ok() {
             let op = self.op(Settlement::Ack, None);
             self.shared.queue.push([op], false);
@@ -368,12 +368,15 @@ impl Delivery {
         let mut slots = (0..deliveries.len()).map(|index| answers.slot(index));
         for run in deliveries.chunk_by_mut(|a, b| Arc::ptr_eq(&a.shared, &b.shared)) {
             let Some(shared) = run.first().map(|first| first.shared.clone()) else { continue };
-            if let Some(leases) = &shared.leases {
+            // At once, where none is lost; else one by one, below.
+            if let Some(leases) = &shared.leases
+                && !leases.any_lost(run.iter().filter_map(|delivery| delivery.lease))
+            {
                 leases.remove(run.iter_mut().filter_map(|delivery| delivery.lease.take()));
             }
             let mut ops = Vec::with_capacity(run.len());
             for (delivery, slot) in run.iter_mut().zip(&mut slots) {
-                match delivery.check_epoch() {
+                match delivery.check_held() {
                     Ok(()) => ops.push(delivery.op(Settlement::Ack, Some(slot))),
                     Err(error) => slot.answer(Err(error)),
                 }
@@ -409,6 +412,16 @@ impl Delivery {
         })
     }
 
+    /// Its time is over, and the broker has not seen to it: to the dead letters if there are any, else it is removed.
+    pub(crate) fn expire(mut self) {
+        let settlement = match self.shared.driver.has_dead_letter() {
+            true => Settlement::Reject { history: self.failed(Failure::new("expired")) },
+            false => Settlement::Ack,
+        };
+        let op = self.op(settlement, None);
+        self.shared.queue.push([op], false);
+    }
+
     fn failed(&self, mut failure: Failure) -> Arc<History> {
         let mut history = self.message.history.as_deref().cloned().unwrap_or_default();
         failure.attempt = self.attempt();
@@ -421,8 +434,8 @@ impl Delivery {
         Arc::new(history)
     }
 
-    fn check_epoch(&self) -> Result<()> {
-        if self.message.token.epoch == self.shared.driver.epoch() {
+    fn check_held(&self) -> Result<()> {
+        if self.message.token.epoch == self.shared.driver.epoch() && !self.is_lease_lost() {
             return Ok(());
         }
         Err(stale().at("settle", &self.shared.address))
@@ -430,7 +443,7 @@ impl Delivery {
 
     async fn settle(&mut self, settlement: Settlement) -> Result<()> {
         let span = self.settle_span(&settlement);
-        let result = match self.check_epoch() {
+        let result = match self.check_held() {
             Ok(()) => {
                 let (answers, all) = answers(1);
                 let op = self.op(settlement, Some(answers.slot(0)));

@@ -286,6 +286,12 @@ pub trait Consumer: Send + Sync + 'static {
     /// and the call is made again).
     async fn receive(&self, max: NonZeroUsize, wait: Duration) -> Result<Vec<Delivery>>;
 
+    /// Whether what is rejected has somewhere to go. Asked where [`expiry`](Capabilities) is emulated: an expired message is
+    /// rejected if it has, and acked if not.
+    fn has_dead_letter(&self) -> bool {
+        false
+    }
+
     /// Settles deliveries, with an answer for each, in order. A token of a lost connection or an expired lease is
     /// [`ErrorKind::Stale`]. What `Ok` means, [`Capabilities::settle`](Capabilities) says.
     ///

@@ -1,5 +1,6 @@
 //! Keeps the leases of unsettled deliveries, buffered ones included, from expiring while they are ours.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -90,24 +91,38 @@ impl Leases {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What will have to be extended before the next tick but one. What has expired is lost, and stays so.
-    fn due(&self) -> Vec<(usize, Token)> {
+    /// What will have to be extended before the next tick but one, by how long. What has expired is lost, and stays so.
+    fn due(&self) -> BTreeMap<Duration, Vec<(usize, Token)>> {
         let now = Instant::now();
         let soon = now + self.lease.mul_f32(0.625);
         let mut any_lost = false;
-        let mut due = Vec::new();
+        let mut due: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for (key, entry) in self.entries().iter_mut() {
             if entry.expires <= now {
                 any_lost |= !entry.lost;
                 entry.lost = true;
-            } else if !entry.lost && entry.expires <= soon && entry.expires < entry.limit {
-                due.push((key, entry.token));
+            } else if !entry.lost && entry.expires <= soon {
+                let by = self.extension(entry.limit.saturating_duration_since(now));
+                if now + by > entry.expires {
+                    due.entry(by).or_default().push((key, entry.token));
+                }
             }
         }
         if any_lost {
             self.lost.notify_waiters();
         }
         due
+    }
+
+    /// By how long to extend what may be held so long yet: a lease, or nearly all that is left, in steps, so that many are
+    /// extended together.
+    fn extension(&self, left: Duration) -> Duration {
+        if left >= self.lease {
+            return self.lease;
+        }
+        let step = self.lease / 8;
+        let steps = left.as_nanos().checked_div(step.as_nanos()).unwrap_or(0);
+        step * u32::try_from(steps).unwrap_or(0)
     }
 
     /// Extends what is due, a few times in each lease, until the consumer is closed.
@@ -123,32 +138,34 @@ impl Leases {
                 _ = tick.tick() => {}
                 _ = phase.wait_for(|phase| *phase == Phase::Closed) => return,
             }
-            let due = self.due();
-            if due.is_empty() {
-                continue;
+            for (by, due) in self.due() {
+                self.extend(&*driver, by, due).await;
             }
-            let tokens: Vec<_> = due.iter().map(|(_, token)| *token).collect();
-            let asked = Instant::now();
-            let results = driver.extend(&tokens, self.lease).await;
-            let mut lost = false;
-            let mut entries = self.entries();
-            for ((key, token), result) in due.into_iter().zip(results) {
-                // The place may have been settled and taken by another meanwhile.
-                let Some(entry) = entries.get_mut(key).filter(|entry| entry.token == token) else { continue };
-                match result {
-                    Ok(()) => entry.expires = asked + self.lease,
-                    Err(error) if error.kind() == ErrorKind::Stale => {
-                        entry.lost = true;
-                        lost = true;
-                    }
-                    // Tried again at the next tick, until the lease is over.
-                    Err(error) => tracing::warn!(error = %error, "a lease could not be extended"),
+        }
+    }
+
+    async fn extend(&self, driver: &dyn driver::Consumer, by: Duration, due: Vec<(usize, Token)>) {
+        let tokens: Vec<_> = due.iter().map(|(_, token)| *token).collect();
+        let asked = Instant::now();
+        let results = driver.extend(&tokens, by).await;
+        let mut lost = false;
+        let mut entries = self.entries();
+        for ((key, token), result) in due.into_iter().zip(results) {
+            // The place may have been settled and taken by another meanwhile.
+            let Some(entry) = entries.get_mut(key).filter(|entry| entry.token == token) else { continue };
+            match result {
+                Ok(()) => entry.expires = asked + by,
+                Err(error) if error.kind() == ErrorKind::Stale => {
+                    entry.lost = true;
+                    lost = true;
                 }
+                // Tried again at the next tick, until the lease is over.
+                Err(error) => tracing::warn!(error = %error, "a lease could not be extended"),
             }
-            drop(entries);
-            if lost {
-                self.lost.notify_waiters();
-            }
+        }
+        drop(entries);
+        if lost {
+            self.lost.notify_waiters();
         }
     }
 }

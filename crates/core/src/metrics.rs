@@ -22,6 +22,7 @@ pub(crate) struct Instruments {
     process: Histogram<f64>,
     sent: Counter<u64>,
     consumed: Counter<u64>,
+    expired: Counter<u64>,
     publish: Vec<KeyValue>,
     receive: Vec<KeyValue>,
     /// By the operation's name, in the order of [`SETTLEMENTS`].
@@ -64,6 +65,10 @@ impl Instruments {
             consumed: messages(
                 "messaging.client.consumed.messages",
                 "Number of messages that were delivered to the application.",
+            ),
+            expired: messages(
+                "throughline.consumer.expired.messages",
+                "Number of messages that had expired before they could be handed to the application.",
             ),
             publish: with("publish"),
             receive: with("receive"),
@@ -131,6 +136,10 @@ impl Instruments {
                 Some(error) => self.operation.record(took, &with_error(attributes, error)),
             }
         }
+    }
+
+    pub(crate) fn expired(&self) {
+        self.expired.add(1, &self.receive);
     }
 
     pub(crate) fn processed(&self, took: Duration, error: Option<&'static str>) {

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use throughline_core::capabilities::{Capabilities, Lease, MEMORY, SettleMeaning};
+use throughline_core::capabilities::{Capabilities, Lease, Level, MEMORY, SettleMeaning};
 use throughline_core::driver::Clock;
 use throughline_core::{
     Address, ConsumeOptions, Consumer, Delivery, Envelope, ErrorKind, History, Timestamp,
@@ -213,9 +213,66 @@ async fn leases_are_extended_in_batches_until_settled_stale_or_too_long() {
     assert!(extended[1..].concat().iter().all(|tag| *tag != 1), "{extended:?}");
     let third = next(&mut consumer).await;
     tokio::time::timeout(Duration::from_secs(60), third.lease_lost()).await.unwrap();
-    // Not renewed for ever: at most 30 s in all, a quarter of a lease more or less.
+    // Not renewed for ever: 30 s in all, and never past that, since a broker may refuse it.
     let times = driver.extended().concat().iter().filter(|tag| **tag == 3).count();
     assert!((3..=8).contains(&times), "{times}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_is_never_extended_past_the_brokers_maximum() {
+    const MAX: Duration = Duration::from_secs(30);
+    let driver = ScriptedConsumer::with(Capabilities { lease: Lease::Renewable(Some(MAX)), ..MEMORY });
+    let options = ConsumeOptions { lease: Duration::from_secs(8), ..ConsumeOptions::default() };
+    let mut consumer = open(&driver, options);
+    let started = Instant::now();
+    driver.feed_with(Envelope::new("x"), |delivery| {
+        delivery.lease_expires = Some(Instant::now() + Duration::from_secs(8));
+    });
+    let delivery = next(&mut consumer).await;
+    let mut seen = 0;
+    while !delivery.is_lease_lost() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        for by in &driver.extended_by()[seen..] {
+            assert!(
+                started.elapsed() + *by <= MAX + Duration::from_millis(200),
+                "{by:?} at {:?}",
+                started.elapsed()
+            );
+        }
+        seen = driver.extended().len();
+    }
+    assert!(started.elapsed() >= MAX - Duration::from_secs(2), "given up after {:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_expired_is_rejected_or_acked_and_counted_where_the_broker_does_not_see_to_it() {
+    let expired = || Envelope::builder("t").expires_at(Timestamp::from_millis(1)).payload("late").build();
+    for (level, has_dead_letter, settled) in [
+        (Level::Emulated, true, Some("reject")),
+        (Level::Emulated, false, Some("ack")),
+        (Level::Native, true, None),
+    ] {
+        let driver = ScriptedConsumer::with(Capabilities { expiry: level, ..MEMORY });
+        driver.set_has_dead_letter(has_dead_letter);
+        let mut consumer = open(&driver, ConsumeOptions::default());
+        driver.feed(expired());
+        driver.feed(Envelope::new("in time"));
+        driver.feed(expired());
+        if let Some(settled) = settled {
+            let batch = consumer.next_batch(NonZeroUsize::new(9).unwrap()).await.unwrap();
+            assert_eq!(batch.len(), 1);
+            assert_eq!(batch[0].payload(), b"in time");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            assert!(tokio::time::timeout(Duration::from_millis(1), consumer.next()).await.is_err());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let names: Vec<_> = driver.settled().concat().into_iter().map(|(_, name)| name).collect();
+            assert_eq!(names, [settled; 2]);
+            assert_eq!(consumer.expired(), 2);
+        } else {
+            assert_eq!(next(&mut consumer).await.payload(), b"late");
+            assert_eq!(consumer.expired(), 0);
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -153,13 +153,14 @@ pub struct ScriptedConsumer {
     feed: Mutex<VecDeque<Result<Delivery>>>,
     fed: Notify,
     calls: Mutex<Vec<Vec<(Token, Settlement)>>>,
-    extended: Mutex<Vec<Vec<Token>>>,
+    extended: Mutex<Vec<(Vec<Token>, Duration)>>,
     /// Errors for the next settlements of these tags, and extensions, in order.
     faults: Mutex<VecDeque<(u64, Error)>>,
     epoch: AtomicU64,
     tags: AtomicU64,
     stopped: watch::Sender<bool>,
     closed: AtomicUsize,
+    has_dead_letter: AtomicBool,
 }
 
 impl ScriptedConsumer {
@@ -182,6 +183,7 @@ impl ScriptedConsumer {
             tags: AtomicU64::new(0),
             stopped: watch::channel(false).0,
             closed: AtomicUsize::new(0),
+            has_dead_letter: AtomicBool::new(false),
         })
     }
 
@@ -226,7 +228,17 @@ impl ScriptedConsumer {
     /// The tags of the extensions so far, call by call.
     pub fn extended(&self) -> Vec<Vec<u64>> {
         let calls = self.extended.lock().unwrap();
-        calls.iter().map(|call| call.iter().map(|token| token.tag).collect()).collect()
+        calls.iter().map(|(call, _)| call.iter().map(|token| token.tag).collect()).collect()
+    }
+
+    /// Says whether what is rejected has somewhere to go.
+    pub fn set_has_dead_letter(&self, has: bool) {
+        self.has_dead_letter.store(has, Ordering::SeqCst);
+    }
+
+    /// By how long each of those calls extended.
+    pub fn extended_by(&self) -> Vec<Duration> {
+        self.extended.lock().unwrap().iter().map(|(_, by)| *by).collect()
     }
 
     /// How often it was closed.
@@ -283,13 +295,17 @@ impl Consumer for ScriptedConsumer {
         }
     }
 
+    fn has_dead_letter(&self) -> bool {
+        self.has_dead_letter.load(Ordering::SeqCst)
+    }
+
     async fn settle(&self, batch: &[(Token, Settlement)]) -> Vec<Result<()>> {
         self.calls.lock().unwrap().push(batch.to_vec());
         batch.iter().map(|(token, _)| self.fault(*token)).collect()
     }
 
-    async fn extend(&self, tokens: &[Token], _by: Duration) -> Vec<Result<()>> {
-        self.extended.lock().unwrap().push(tokens.to_vec());
+    async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<()>> {
+        self.extended.lock().unwrap().push((tokens.to_vec(), by));
         tokens.iter().map(|token| self.fault(*token)).collect()
     }
 

@@ -32,7 +32,13 @@ pub use bus::Bus;
 pub use registry::{registered, registrations};
 pub use throughline_core::*;
 
+#[cfg(feature = "eventbridge")]
+pub use throughline_eventbridge as eventbridge;
 #[cfg(feature = "memory")]
 pub use throughline_memory as memory;
 #[cfg(feature = "rabbitmq")]
 pub use throughline_rabbitmq as rabbitmq;
+#[cfg(feature = "sns")]
+pub use throughline_sns as sns;
+#[cfg(feature = "sqs")]
+pub use throughline_sqs as sqs;

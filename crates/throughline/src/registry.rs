@@ -6,10 +6,16 @@ use throughline_core::{Address, Error, ErrorKind, Result};
 /// The transports that this build has.
 pub fn registrations() -> impl Iterator<Item = &'static Registration> {
     [
+        #[cfg(feature = "eventbridge")]
+        &throughline_eventbridge::REGISTRATION,
         #[cfg(feature = "memory")]
         &throughline_memory::REGISTRATION,
         #[cfg(feature = "rabbitmq")]
         &throughline_rabbitmq::REGISTRATION,
+        #[cfg(feature = "sns")]
+        &throughline_sns::REGISTRATION,
+        #[cfg(feature = "sqs")]
+        &throughline_sqs::REGISTRATION,
     ]
     .into_iter()
 }

@@ -1,0 +1,266 @@
+//! Settlement: deletes and visibility timeouts in batches, rejects by sending first.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use throughline_aws::codec::{DeadLetter, Hop};
+use throughline_core::driver::{OperationId, Settlement, Token};
+use throughline_core::{Envelope, Error, ErrorKind, History, Result, Retry, Timestamp};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::batch::{self, MAX_ENTRIES};
+use crate::config::round_up;
+use crate::consumer::{Entry, Inner, LONGEST_HOLD, Source};
+use crate::publisher::{check_size, entry};
+use crate::queue::Queue;
+
+/// A dead letter is tried so often where SQS has certainly not taken it, with a wait between, times the tries.
+const TRIES: u32 = 3;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What a call asks of SQS; `at` is the place in the batch.
+#[derive(Default)]
+struct Plan {
+    deletes: Vec<(usize, u64, String)>,
+    /// With the seconds from now when it is visible again.
+    visible: Vec<(usize, u64, String, i32)>,
+    rejects: Vec<Reject>,
+}
+
+struct Reject {
+    at: usize,
+    tag: u64,
+    handle: String,
+    envelope: Arc<Envelope>,
+    failed_attempts: u32,
+    history: Arc<History>,
+}
+
+impl Source {
+    pub(crate) async fn settle(&self, batch: &[(Token, Settlement)]) -> Vec<Result<()>> {
+        let mut results: Vec<Result<()>> = batch.iter().map(|_| Ok(())).collect();
+        let mut plan = Plan::default();
+        {
+            let mut inner = self.inner();
+            for ((at, (token, settlement)), result) in batch.iter().enumerate().zip(&mut results) {
+                *result = self.plan(&mut inner, at, token.tag, settlement, &mut plan);
+            }
+        }
+        let url = &self.queue.url;
+        // Sent before anything is deleted; what could not be sent stays, and is visible again at once.
+        for (reject, answer) in self.send_on(&plan.rejects).await {
+            match answer {
+                Ok(()) => plan.deletes.push((reject.at, reject.tag, reject.handle.clone())),
+                Err(error) => {
+                    if let Some(result) = results.get_mut(reject.at) {
+                        *result = Err(error.with_retry(Retry::Never));
+                    }
+                    plan.visible.push((usize::MAX, reject.tag, reject.handle.clone(), 0));
+                }
+            }
+        }
+        let deletes = plan.deletes.iter().map(|(_, _, handle)| handle.clone()).collect();
+        let visible = plan.visible.iter().map(|(_, _, handle, seconds)| (handle.clone(), *seconds)).collect();
+        let (deleted, changed) = futures_util::future::join(
+            batch::delete(&self.shared, url, deletes),
+            batch::set_visibility(&self.shared, url, visible),
+        )
+        .await;
+        let deleted = plan.deletes.iter().map(|(at, tag, _)| (*at, *tag)).zip(deleted);
+        let changed = plan.visible.iter().map(|(at, tag, ..)| (*at, *tag)).zip(changed);
+        let mut back = Vec::new();
+        {
+            let mut inner = self.inner();
+            for ((at, tag), answer) in deleted.chain(changed) {
+                let is_safe = answer.as_ref().is_err_and(|error| error.retry() == Retry::Safe);
+                // Kept for the next try; where none comes, until its lease is over.
+                if !is_safe {
+                    let settlement = batch.get(at).map(|(_, settlement)| settlement);
+                    back.extend(inner.settled(tag, settlement, answer.is_ok()));
+                }
+                if let (Err(error), Some(result)) = (answer, results.get_mut(at)) {
+                    *result = Err(error);
+                }
+            }
+        }
+        self.tell();
+        self.give_back(back).await;
+        results
+    }
+
+    fn plan(
+        &self,
+        inner: &mut Inner,
+        at: usize,
+        tag: u64,
+        settlement: &Settlement,
+        plan: &mut Plan,
+    ) -> Result<()> {
+        let Inner { entries, failures, .. } = inner;
+        let entry = entries.get(&tag).filter(|entry| entry.expires > Instant::now()).ok_or_else(stale)?;
+        let handle = entry.handle.clone();
+        match settlement {
+            Settlement::Ack => plan.deletes.push((at, tag, handle)),
+            // Known before it is asked for: a request that is out may bring the message before this one is answered.
+            Settlement::Release => {
+                failures.released(&entry.message_id);
+                plan.visible.push((at, tag, handle, 0));
+            }
+            Settlement::Retry { after, history } => {
+                let left = LONGEST_HOLD.saturating_sub(entry.received.elapsed());
+                if *after > left {
+                    let whole = Duration::from_secs(left.as_secs());
+                    let error = Error::limit("the delay of the retry", seconds(*after), seconds(whole));
+                    plan.visible.push((usize::MAX, tag, handle, 0));
+                    return Err(error);
+                }
+                failures.failed(&entry.message_id, history.clone(), Timestamp::now().after(*after));
+                plan.visible.push((at, tag, handle, whole_seconds(*after, left)));
+            }
+            Settlement::Reject { .. } if self.dead_letter.is_none() => {
+                plan.visible.push((usize::MAX, tag, handle, 0));
+                return Err(Error::new(
+                    ErrorKind::NoDeadLetter,
+                    "no dead-letter queue is known: add ?dead_letter=QUEUE to the address, or give the queue a redrive \
+                     policy; the message went back to its queue",
+                ));
+            }
+            Settlement::Reject { history } => plan.rejects.push(Reject {
+                at,
+                tag,
+                handle,
+                envelope: entry.delivery.envelope.clone(),
+                failed_attempts: entry.delivery.failed_attempts.saturating_add(1),
+                history: history.clone(),
+            }),
+        }
+        Ok(())
+    }
+
+    /// Sends messages to the dead-letter queue, with an answer for each.
+    async fn send_on<'a>(&self, rejects: &'a [Reject]) -> Vec<(&'a Reject, Result<()>)> {
+        let Some(queue) = &self.dead_letter else { return Vec::new() };
+        let mut answered = Vec::with_capacity(rejects.len());
+        for chunk in rejects.chunks(MAX_ENTRIES) {
+            let mut open: Vec<(&Reject, OperationId)> =
+                chunk.iter().map(|reject| (reject, OperationId(Uuid::now_v7().as_u128()))).collect();
+            for tries in 1..=TRIES {
+                let mut sent = Vec::with_capacity(open.len());
+                let mut entries = Vec::with_capacity(open.len());
+                for (reject, operation) in open {
+                    match self.dead_letter_entry(queue, reject, operation) {
+                        Ok(entry) => {
+                            entries.push(entry);
+                            sent.push((reject, operation));
+                        }
+                        Err(error) => answered.push((reject, Err(error))),
+                    }
+                }
+                let answers = if entries.is_empty() {
+                    Vec::new()
+                } else {
+                    batch::send(&self.shared, &queue.url, entries).await
+                };
+                open = Vec::new();
+                for ((reject, operation), answer) in sent.into_iter().zip(answers) {
+                    match answer {
+                        Err(error) if error.retry() == Retry::Safe && tries < TRIES => {
+                            open.push((reject, operation));
+                        }
+                        answer => answered.push((reject, answer.map(drop))),
+                    }
+                }
+                if open.is_empty() {
+                    break;
+                }
+                tokio::time::sleep(PAUSE * tries).await;
+            }
+        }
+        answered
+    }
+
+    fn dead_letter_entry(
+        &self,
+        queue: &Queue,
+        reject: &Reject,
+        operation: OperationId,
+    ) -> Result<aws_sdk_sqs::types::SendMessageBatchRequestEntry> {
+        let reason = reject.history.last().map_or_else(|| "rejected".to_owned(), ToString::to_string);
+        let mut hop = Hop {
+            failed_attempts: reject.failed_attempts,
+            history: Some(&reject.history),
+            dead_letter: Some(DeadLetter { source: &self.queue.name, reason }),
+            grouped: queue.is_fifo,
+            ..Hop::default()
+        };
+        let encoded = throughline_aws::codec::encode(&reject.envelope, &hop);
+        if check_size(queue, encoded.size()).is_err() {
+            // A message that was at the limit before has no room for its history.
+            tracing::warn!("no room in the message for the history of failures: dead-lettered without it");
+            hop.history = None;
+        }
+        entry(queue, &reject.envelope, operation, &hop)
+    }
+
+    pub(crate) async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<()>> {
+        let asked = Instant::now();
+        let mut results: Vec<Result<()>> = tokens.iter().map(|_| Err(stale())).collect();
+        let mut handles = Vec::new();
+        let mut extended = Vec::new();
+        {
+            let inner = self.inner();
+            // What waits for a message of its group is held as long as that one.
+            let waiting = inner.lanes.waiting().map(|tag| (usize::MAX, tag));
+            let asked_for = tokens.iter().enumerate().map(|(at, token)| (at, token.tag));
+            for (at, tag) in asked_for.chain(waiting) {
+                let Some(entry) = inner.entries.get(&tag).filter(|entry| entry.expires > asked) else {
+                    continue;
+                };
+                let left = LONGEST_HOLD.saturating_sub(entry.received.elapsed());
+                let seconds = whole_seconds(by, left);
+                extended.push((at, tag, Duration::from_secs(u64::try_from(seconds).unwrap_or(0))));
+                handles.push((entry.handle.clone(), seconds));
+            }
+        }
+        let answers = batch::set_visibility(&self.shared, &self.queue.url, handles).await;
+        let mut inner = self.inner();
+        for ((at, tag, by), answer) in extended.into_iter().zip(answers) {
+            if let (Ok(()), Some(entry)) = (&answer, inner.entries.get_mut(&tag)) {
+                entry.expires = asked + by;
+            }
+            if let Some(result) = results.get_mut(at) {
+                *result = answer;
+            }
+        }
+        results
+    }
+}
+
+impl Inner {
+    /// A message is settled: `ok`, or failed for good. Gives what has to go back behind it.
+    fn settled(&mut self, tag: u64, settlement: Option<&Settlement>, ok: bool) -> Vec<Entry> {
+        let is_gone = ok && matches!(settlement, Some(Settlement::Ack | Settlement::Reject { .. }));
+        let (entry, back) = self.leave(tag, is_gone);
+        if let Some(entry) = entry.filter(|_| is_gone) {
+            self.failures.forget(&entry.message_id);
+        }
+        back
+    }
+}
+
+/// Rounded up, but within what is left.
+fn whole_seconds(by: Duration, left: Duration) -> i32 {
+    i32::try_from(round_up(by).min(left.as_secs())).unwrap_or(i32::MAX)
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{} s", duration.as_secs())
+}
+
+fn stale() -> Error {
+    Error::new(
+        ErrorKind::Stale,
+        "the delivery is no longer ours: its visibility timeout is over, and SQS delivers it again",
+    )
+}
