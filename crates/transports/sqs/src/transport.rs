@@ -64,9 +64,14 @@ impl Shared {
         let polls = std::mem::take(&mut *self.polls.lock().unwrap_or_else(PoisonError::into_inner));
         let until = tokio::time::Instant::now() + LAST_POLLS;
         for mut poll in polls {
-            if tokio::time::timeout_at(until, &mut poll).await.is_err() {
-                poll.abort();
-                let _ = poll.await;
+            match tokio::time::timeout_at(until, &mut poll).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "the task of a long poll failed"),
+                Err(_) => {
+                    poll.abort();
+                    // Cancelled, as was asked.
+                    let _ = poll.await;
+                }
             }
         }
     }
