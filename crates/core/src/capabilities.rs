@@ -300,6 +300,41 @@ pub const RABBITMQ: Capabilities = Capabilities {
     },
 };
 
+/// Apache Kafka, with consumer groups.
+pub const KAFKA: Capabilities = Capabilities {
+    transport: "kafka",
+    system: "kafka",
+    reach: Reach::Network,
+    // A key's messages are in one partition, which is a log.
+    order: Level::Native,
+    delay: Level::No,
+    // The idempotent producer drops its own resends only, not a second publish of the same operation.
+    deduplication: Level::No,
+    priority: Level::No,
+    // Checked by the consumer.
+    expiry: Level::Emulated,
+    // The broker keeps a position, not a count; attempts are counted by our own header.
+    delivery_count: Level::No,
+    // A publish to the dead-letter topic with the reason, then the commit.
+    dead_letter: Level::Emulated,
+    fan_out: Level::Native,
+    browse: Browse::Native,
+    settle: SettleMeaning::Deferred,
+    retry: RetryMeans::InPlace,
+    lease: Lease::None,
+    // The idempotent producer keeps a partition's order over its resends.
+    key_pipeline: KeyPipeline::Safe,
+    publish_calls: 1,
+    limits: Limits {
+        // max.message.bytes, 1,048,588 by default, headers and key included: https://kafka.apache.org/documentation/#topicconfigs_max.message.bytes
+        payload_bytes: Some(1_048_588),
+        header_bytes: None,
+        batch_entries: 256,
+        batch_bytes: None,
+        delay: None,
+    },
+};
+
 #[cfg(test)]
 mod tests {
     use super::*;

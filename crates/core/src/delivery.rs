@@ -153,7 +153,7 @@ impl Delivery {
     pub fn is_lease_lost(&self) -> bool {
         match (&self.shared.leases, self.lease) {
             (Some(leases), Some(key)) => leases.is_lost(key),
-            _ => self.message.token.epoch != self.shared.driver.epoch(),
+            _ => !self.shared.driver.is_current(&self.message.token),
         }
     }
 
@@ -422,7 +422,7 @@ impl Delivery {
     }
 
     fn check_epoch(&self) -> Result<()> {
-        if self.message.token.epoch == self.shared.driver.epoch() {
+        if self.shared.driver.is_current(&self.message.token) {
             return Ok(());
         }
         Err(stale().at("settle", &self.shared.address))

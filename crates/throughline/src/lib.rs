@@ -32,6 +32,8 @@ pub use bus::Bus;
 pub use registry::{registered, registrations};
 pub use throughline_core::*;
 
+#[cfg(feature = "kafka")]
+pub use throughline_kafka as kafka;
 #[cfg(feature = "memory")]
 pub use throughline_memory as memory;
 #[cfg(feature = "rabbitmq")]

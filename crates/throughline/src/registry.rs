@@ -6,6 +6,8 @@ use throughline_core::{Address, Error, ErrorKind, Result};
 /// The transports that this build has.
 pub fn registrations() -> impl Iterator<Item = &'static Registration> {
     [
+        #[cfg(feature = "kafka")]
+        &throughline_kafka::REGISTRATION,
         #[cfg(feature = "memory")]
         &throughline_memory::REGISTRATION,
         #[cfg(feature = "rabbitmq")]
