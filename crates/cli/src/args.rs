@@ -19,6 +19,7 @@ const STYLES: Styles = Styles::styled()
 const AFTER_HELP: &str = "\
 Addresses:
   amqp://user:pass@host:5672/vhost?queue=NAME      RabbitMQ (amqps:// for TLS)
+  kafka://host:9092,host:9092/TOPIC?group=NAME     Kafka
   memory:NAME?queue=NAME                           within one process: only for `demo` and `conform`
 
 Exit codes:

@@ -186,6 +186,12 @@ impl Address {
         Self { authority: Some(authority.to_owned()), ..self }
     }
 
+    /// The same address with another path, which must be percent-encoded where that is needed.
+    pub fn with_path(mut self, path: impl Into<String>) -> Self {
+        self.path = path.into();
+        self
+    }
+
     /// The same connection with the options, and so the destination, of another address.
     pub fn with_options_of(&self, other: &Self) -> Self {
         Self { options: other.options.clone(), ..self.clone() }

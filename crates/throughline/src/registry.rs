@@ -6,12 +6,12 @@ use throughline_core::{Address, Error, ErrorKind, Result};
 /// The transports that this build has.
 pub fn registrations() -> impl Iterator<Item = &'static Registration> {
     [
-        #[cfg(feature = "kafka")]
-        &throughline_kafka::REGISTRATION,
         #[cfg(feature = "memory")]
         &throughline_memory::REGISTRATION,
         #[cfg(feature = "rabbitmq")]
         &throughline_rabbitmq::REGISTRATION,
+        #[cfg(feature = "kafka")]
+        &throughline_kafka::REGISTRATION,
     ]
     .into_iter()
 }

@@ -13,11 +13,15 @@ async fn create_is_repeatable_and_another_number_of_partitions_is_a_conflict() {
         return;
     };
     let topic = unique("native");
-    let options = "group=g&partitions=3&config.retention.ms=86400000&dead_letter&retry=topic";
+    let options = "group=native-create&partitions=3&config.retention.ms=86400000&dead_letter&retry=topic";
     let address = rig.create(&topic, options).await;
     let made = rig.transport.create(&address).await.unwrap();
     assert_eq!(made.len(), 3, "{made:?}");
-    assert!(made[0].contains("3 partitions") && made[1].contains(".g.retry") && made[2].contains(".dlq"));
+    assert!(
+        made[0].contains("3 partitions")
+            && made[1].contains(".native-create.retry")
+            && made[2].contains(".dlq")
+    );
     for (other, expected) in
         [("partitions=4", "4"), ("config.retention.ms=1000", "retention.ms"), ("replication=2", "2")]
     {

@@ -80,7 +80,6 @@ async fn the_groups_of_the_brokers_protocol_work_the_same() {
     }
     assert!(by_b > 0 && count >= 550, "{by_b} of {count}");
     a.close().await.unwrap();
-    while !nothing(&mut b, Duration::from_secs(2)).await {}
     b.close().await.unwrap();
     publisher.close().await.unwrap();
     rig.finish().await;

@@ -51,9 +51,10 @@ impl Rig {
         format!("{}/{topic}?{options}", self.base.trim_end_matches('/')).parse().unwrap()
     }
 
-    /// A new topic with a group, deleted at the end.
+    /// A new topic with a group of its own, deleted at the end.
     pub(crate) async fn topic(&self, options: &str) -> Address {
-        self.create(&unique("native"), &format!("group=g&{options}")).await
+        let topic = unique("native");
+        self.create(&topic, &format!("group={topic}-g&{options}")).await
     }
 
     pub(crate) async fn create(&self, topic: &str, options: &str) -> Address {
