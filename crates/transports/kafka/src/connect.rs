@@ -28,6 +28,9 @@ impl ClientContext for Events {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         match level {
             RDKafkaLogLevel::Debug => tracing::trace!(facility, message, "librdkafka"),
+            RDKafkaLogLevel::Warning if facility == "COMMITFAIL" => {
+                tracing::warn!(message, "a commit failed")
+            }
             // Each lost connection is one, and a property that is for the other kind of client: both are told by our own errors,
             // where they matter.
             _ => tracing::debug!(facility, message, "librdkafka"),

@@ -138,12 +138,16 @@ fn client(cluster: &Cluster, group: &str, destination: &Destination, shared: Arc
     // The brokers' own protocol brings its own assignors, and refuses to be told of one.
     let is_classic = cluster.property("group.protocol").is_none_or(|protocol| protocol == "classic");
     let cooperative = [("partition.assignment.strategy", "cooperative-sticky")];
+    // Within librdkafka's bounds, in ms; zero would turn it off.
+    let interval = destination.commit_interval.as_millis().clamp(1, 86_400_000).to_string();
     let config = cluster.client(
         if is_classic { &cooperative } else { &[] },
         &[
             ("group.id", group),
             ("auto.offset.reset", destination.from.property()),
-            ("enable.auto.commit", "false"),
+            // What we store, which is never past an unsettled record, it commits.
+            ("enable.auto.commit", "true"),
+            ("auto.commit.interval.ms", &interval),
             ("enable.auto.offset.store", "false"),
         ],
     );

@@ -38,6 +38,8 @@ pub(crate) struct Partition {
     window: VecDeque<(i64, Option<Entry>)>,
     /// The offset after the last record received.
     next: Option<i64>,
+    /// Where the group stood when the first record came.
+    start: Option<i64>,
     /// What has been committed, or is on its way.
     committed: Option<i64>,
     pub(crate) gate: Gate<Turn>,
@@ -58,6 +60,7 @@ impl Partition {
             number,
             window: VecDeque::new(),
             next: None,
+            start: None,
             committed: None,
             gate: Gate::default(),
             out: 0,
@@ -73,8 +76,11 @@ impl Partition {
             return false;
         }
         self.next = Some(offset + 1);
-        // Before it, there is nothing to commit: this is where the group stood.
-        self.committed.get_or_insert(offset);
+        // Before it, there is nothing to commit.
+        if self.start.is_none() {
+            self.start = Some(offset);
+            self.committed = Some(offset);
+        }
         let entry = Entry { delivery, is_out: false };
         self.bytes += entry.bytes();
         self.window.push_back((offset, Some(entry)));
@@ -143,8 +149,15 @@ impl Partition {
 
     /// It is on its way, or, `None`, it has failed and has to be sent again.
     pub(crate) fn set_committed(&mut self, position: Option<i64>) {
-        // No offset is negative.
-        self.committed = Some(position.unwrap_or(-1));
+        match position {
+            Some(position) => self.committed = Some(position),
+            None => self.commit_again(),
+        }
+    }
+
+    /// What was on its way may not have arrived: all from the start on has to be sent again.
+    pub(crate) fn commit_again(&mut self) {
+        self.committed = self.start;
     }
 
     /// How far reading is ahead of the oldest unsettled record, in records, and the payload bytes held for it.

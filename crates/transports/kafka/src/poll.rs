@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::BorrowedMessage;
 use rdkafka::{ClientContext, Message as _, Offset, TopicPartitionList};
 use throughline_core::{Error, ErrorKind, Retry, Timestamp};
@@ -66,6 +66,11 @@ impl Context {
         // A last commit was made before closing.
         if phase < Phase::Closing && !client.assignment_lost() {
             self.shared.drain(&epochs, self.drain);
+            for (epoch, partition) in &mut self.shared.state().partitions {
+                if epochs.contains(epoch) {
+                    partition.commit_again();
+                }
+            }
             if let Some(positions) = uncommitted(&self.shared, Some(&epochs))
                 && let Err(error) = client.commit(&positions, CommitMode::Sync)
             {
@@ -101,26 +106,6 @@ impl ConsumerContext for Context {
             Rebalance::Error(error) => tracing::warn!(%error, "a rebalance failed"),
         }
     }
-
-    fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
-        let mut state = self.shared.state();
-        let mut failed = 0;
-        for element in offsets.elements() {
-            if result.is_ok() && element.error().is_ok() {
-                continue;
-            }
-            failed += 1;
-            for epoch in state.epochs_of(&[(element.topic().to_owned(), element.partition())]) {
-                if let Some(partition) = state.partitions.get_mut(&epoch) {
-                    partition.set_committed(None);
-                }
-            }
-        }
-        drop(state);
-        if let (true, Err(error)) = (failed > 0, result) {
-            tracing::warn!(%error, partitions = failed, "a commit failed and is made again");
-        }
-    }
 }
 
 /// The positions that can be committed and are not, of all partitions or some; marks them as on their way.
@@ -144,7 +129,7 @@ fn uncommitted(shared: &Shared, only: Option<&[u64]>) -> Option<TopicPartitionLi
 
 /// Polls until the consumer is closed.
 pub(crate) fn run(shared: &Shared, client: Client, destination: &Destination) {
-    let mut committer = Committer { every: destination.commit_interval, last: Instant::now() };
+    let mut committer = Committer { last: Instant::now(), is_behind: false };
     let mut is_full = false;
     loop {
         // Once partitions are paused, only what makes them go on again is waited for.
@@ -239,24 +224,43 @@ fn is_far_ahead(partition: &Partition, window: usize) -> bool {
     records > window / part || bytes > WINDOW_BYTES / part
 }
 
+/// Tells librdkafka the positions, which it commits at the interval, and again where that fails; once nothing is unsettled,
+/// has it commit at once.
 struct Committer {
-    every: Duration,
     last: Instant,
+    /// Positions that librdkafka has and was not told to commit at once.
+    is_behind: bool,
 }
 
 impl Committer {
-    /// Commits what is due, without waiting for the answer.
     fn run(&mut self, shared: &Shared, client: &Client) {
-        let since = self.last.elapsed();
-        if since < self.every.min(IDLE_COMMIT) || (since < self.every && !is_idle(shared)) {
-            return;
+        if let Some(positions) = uncommitted(shared, None) {
+            if let Err(error) = client.store_offsets(&positions) {
+                failed(shared, &error, &positions);
+            }
+            self.is_behind = true;
         }
-        let Some(positions) = uncommitted(shared, None) else { return };
-        self.last = Instant::now();
-        if let Err(error) = client.commit(&positions, CommitMode::Async) {
-            client.context().commit_callback(Err(error), &positions);
+        if self.is_behind && self.last.elapsed() >= IDLE_COMMIT && is_idle(shared) {
+            self.is_behind = false;
+            self.last = Instant::now();
+            // Where it fails, the interval's commit makes up for it.
+            let _ = client.commit_consumer_state(CommitMode::Async);
         }
     }
+}
+
+/// Positions have to be told again.
+fn failed(shared: &Shared, error: &KafkaError, positions: &TopicPartitionList) {
+    let mut state = shared.state();
+    for element in positions.elements() {
+        for epoch in state.epochs_of(&[(element.topic().to_owned(), element.partition())]) {
+            if let Some(partition) = state.partitions.get_mut(&epoch) {
+                partition.set_committed(None);
+            }
+        }
+    }
+    drop(state);
+    tracing::debug!(%error, partitions = positions.count(), "positions were not taken and are told again");
 }
 
 fn is_idle(shared: &Shared) -> bool {
@@ -265,13 +269,15 @@ fn is_idle(shared: &Shared) -> bool {
 
 /// Commits what is settled, and waits until the broker has it, or for a while.
 fn last_commit(shared: &Shared, client: &Client) {
+    // What librdkafka has been told of may not be committed yet.
+    shared.state().partitions.values_mut().for_each(Partition::commit_again);
     let deadline = Instant::now() + LAST_COMMIT;
     while let Some(positions) = uncommitted(shared, None) {
         // Waits for the answer; an unreachable broker is given up by librdkafka itself.
         match client.commit(&positions, CommitMode::Sync) {
             Ok(()) => {}
             Err(error) if Instant::now() < deadline && error::map(error.clone()).retry() == Retry::Safe => {
-                client.context().commit_callback(Err(error), &positions);
+                failed(shared, &error, &positions);
                 std::thread::sleep(POLL);
             }
             Err(error) => {

@@ -58,11 +58,17 @@ impl ClientContext for Reports {
     fn stats_raw(&self, _: &[u8]) {}
 
     fn error(&self, error: KafkaError, reason: &str) {
-        if error.rdkafka_error_code() == Some(Code::Fatal) {
-            tracing::warn!(reason, "the Kafka producer cannot go on and is made anew");
-            self.is_broken.store(true, Ordering::Release);
-        }
+        self.note(&error);
         self.events.error(error, reason);
+    }
+}
+
+impl Reports {
+    /// After a fatal error (librdkafka can no longer promise order and uniqueness) the client refuses everything.
+    fn note(&self, error: &KafkaError) {
+        if error.rdkafka_error_code() == Some(Code::Fatal) && !self.is_broken.swap(true, Ordering::AcqRel) {
+            tracing::warn!("the Kafka producer cannot go on and is made anew");
+        }
     }
 }
 
@@ -74,7 +80,10 @@ impl ProducerContext for Reports {
             Ok(message) => {
                 Ok(Receipt::with_native_id(format!("{}:{}", message.partition(), message.offset())))
             }
-            Err((error, message)) => Err(error::of_delivery(error, native::is_surely_not_stored(message))),
+            Err((error, message)) => {
+                self.note(error);
+                Err(error::of_delivery(error, native::is_surely_not_stored(message)))
+            }
         };
         waiting.done.complete(waiting.index, result);
         self.waiting.fetch_sub(1, Ordering::AcqRel);
@@ -170,6 +179,7 @@ impl Producer {
                 let Err((error, back)) = client.send(record) else { break };
                 record = back;
                 if error.rdkafka_error_code() != Some(Code::QueueFull) {
+                    reports.note(&error);
                     reports.waiting.fetch_sub(1, Ordering::AcqRel);
                     done.complete(index, Err(error::of_delivery(&error, true)));
                     break;

@@ -18,6 +18,8 @@ mod connecting;
 mod consuming;
 #[path = "native/foreign.rs"]
 mod foreign;
+#[path = "native/mock.rs"]
+mod mock;
 #[path = "native/publishing.rs"]
 mod publishing;
 #[path = "native/rebalancing.rs"]
