@@ -12,7 +12,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use throughline_core::driver::{Delivery, Depth};
 use throughline_core::{Error, ErrorKind, Result, Retry, Timestamp};
 
-use crate::config::{Cluster, Destination, From};
+use crate::config::{Cluster, Destination, From, Wanted};
 use crate::connect::{Admin, Reader, blocking, not_found};
 use crate::error;
 use crate::message::receive;
@@ -32,12 +32,15 @@ pub(crate) async fn create(cluster: &Cluster, destination: &Destination) -> Resu
 
 async fn create_all(admin: &Admin, cluster: &Cluster, destination: &Destination) -> Result<Vec<String>> {
     let topic = destination.topic()?;
-    let (partitions, replicas, configs) = destination.wanted()?;
+    let wanted = destination.wanted()?;
     let mut made = Vec::new();
-    let wanted = Wanted { partitions, replicas, configs: &configs };
     let partitions = create_topic(admin, cluster, topic, &wanted).await?;
     made.push(format!("topic '{topic}' with {partitions} partitions"));
-    let beside = Wanted { partitions: i32::try_from(partitions).unwrap_or(-1), replicas, configs: &[] };
+    let beside = Wanted {
+        partitions: i32::try_from(partitions).unwrap_or(-1),
+        replicas: wanted.replicas,
+        configs: Vec::new(),
+    };
     if destination.retry_by_topic {
         let name = destination.retry_topic()?;
         create_topic(admin, cluster, &name, &beside).await?;
@@ -52,17 +55,10 @@ async fn create_all(admin: &Admin, cluster: &Cluster, destination: &Destination)
     Ok(made)
 }
 
-struct Wanted<'a> {
-    /// -1 for the broker's default.
-    partitions: i32,
-    replicas: i32,
-    configs: &'a [(String, String)],
-}
-
 /// Creates a topic, or compares the one that there is; gives its number of partitions.
-async fn create_topic(admin: &Admin, cluster: &Cluster, name: &str, wanted: &Wanted<'_>) -> Result<usize> {
+async fn create_topic(admin: &Admin, cluster: &Cluster, name: &str, wanted: &Wanted) -> Result<usize> {
     let mut new = NewTopic::new(name, wanted.partitions, TopicReplication::Fixed(wanted.replicas));
-    for (config, value) in wanted.configs {
+    for (config, value) in &wanted.configs {
         new = new.set(config, value);
     }
     let results = admin.client.create_topics([&new], &admin.options).await.map_err(error::map)?;
@@ -80,7 +76,7 @@ async fn create_topic(admin: &Admin, cluster: &Cluster, name: &str, wanted: &Wan
 }
 
 /// A topic that exists is left as it is; where it has other properties than were asked for, that is a conflict.
-async fn compare(admin: &Admin, cluster: &Cluster, name: &str, wanted: &Wanted<'_>) -> Result<usize> {
+async fn compare(admin: &Admin, cluster: &Cluster, name: &str, wanted: &Wanted) -> Result<usize> {
     let conflict = |what: &str, has: &str, asked: &str| {
         let text = format!("topic '{name}' exists with {what} {has}, not {asked}");
         Err(Error::new(ErrorKind::Conflict, text))
@@ -106,9 +102,9 @@ async fn compare(admin: &Admin, cluster: &Cluster, name: &str, wanted: &Wanted<'
     }
     if !wanted.configs.is_empty() {
         let configs = admin.configs(name).await?;
-        for (config, asked) in wanted.configs {
+        for (config, asked) in &wanted.configs {
             let has = configs.iter().find(|(name, _)| name == config).and_then(|(_, value)| value.as_deref());
-            if has != Some(asked) {
+            if has != Some(asked.as_str()) {
                 return conflict(config, has.unwrap_or("unset"), asked);
             }
         }

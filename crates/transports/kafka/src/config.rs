@@ -312,8 +312,8 @@ impl Destination {
         format!("throughline create '{}'", self.address)
     }
 
-    /// What `create` is asked for: partitions and replicas, -1 for the broker's default, and configurations.
-    pub(crate) fn wanted(&self) -> Result<(i32, i32, Vec<(String, String)>)> {
+    /// What `create` is asked for.
+    pub(crate) fn wanted(&self) -> Result<Wanted> {
         let number = |name| {
             let number = self.address.parsed::<i32>(name, "a number from 1 on")?;
             if number.is_some_and(|number| number < 1) {
@@ -324,8 +324,23 @@ impl Destination {
         let configs = self.address.options().filter_map(|(name, value)| {
             name.strip_prefix(TOPIC_CONFIG).map(|name| (name.to_owned(), value.to_owned()))
         });
-        Ok((number("partitions")?, number("replication")?, configs.collect()))
+        Ok(Wanted {
+            partitions: number("partitions")?,
+            replicas: number("replication")?,
+            configs: configs.collect(),
+        })
     }
+}
+
+/// What a new topic is to be like.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    /// -1 for the broker's default.
+    pub(crate) partitions: i32,
+    /// -1 for the broker's default.
+    pub(crate) replicas: i32,
+    /// Name and value.
+    pub(crate) configs: Vec<(String, String)>,
 }
 
 fn topic_name(address: &Address, what: &str, name: &str) -> Result<String> {
@@ -423,8 +438,8 @@ mod tests {
     fn create_reads_partitions_replicas_and_configurations() {
         let destination =
             Destination::of(&address("kafka://b/t?partitions=3&config.retention.ms=1000")).unwrap();
-        let (partitions, replicas, configs) = destination.wanted().unwrap();
-        assert_eq!((partitions, replicas), (3, -1));
-        assert_eq!(configs, [("retention.ms".to_owned(), "1000".to_owned())]);
+        let wanted = destination.wanted().unwrap();
+        assert_eq!((wanted.partitions, wanted.replicas), (3, -1));
+        assert_eq!(wanted.configs, [("retention.ms".to_owned(), "1000".to_owned())]);
     }
 }

@@ -29,7 +29,7 @@ impl ClientContext for Events {
         match level {
             RDKafkaLogLevel::Debug => tracing::trace!(facility, message, "librdkafka"),
             RDKafkaLogLevel::Warning if facility == "COMMITFAIL" => {
-                tracing::warn!(message, "a commit failed")
+                tracing::warn!(message, "a commit failed");
             }
             // Each lost connection is one, and a property that is for the other kind of client: both are told by our own errors,
             // where they matter.

@@ -97,7 +97,7 @@ impl Onward {
             history: Some(&leaving.history),
             stamp: false,
             dead_letter: (leaving.to == To::DeadLetter)
-                .then(|| DeadLetter { origin, style: self.destination.dead_letter_style }),
+                .then_some(DeadLetter { origin, style: self.destination.dead_letter_style }),
         }
     }
 

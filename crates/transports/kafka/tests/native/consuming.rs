@@ -161,9 +161,9 @@ async fn a_partition_waits_at_its_window_and_others_go_on() {
         let Ok(delivery) = tokio::time::timeout(Duration::from_secs(3), consumer.next()).await else { break };
         let delivery = delivery.unwrap().unwrap();
         if record(&delivery).partition == waits {
-            of_stuck += 1
+            of_stuck += 1;
         } else {
-            of_other += 1
+            of_other += 1;
         }
         delivery.ack().await.unwrap();
     }
