@@ -120,7 +120,10 @@ impl Cluster {
         let mut set = |name: &str, value: &str| properties.push((name.to_owned(), value.to_owned()));
         if let Some(user) = address.user() {
             // Never in the clear unless that is asked for.
-            set("security.protocol", "sasl_ssl");
+            if address.option("kafka.security.protocol").is_none() {
+                check_property(address, "kafka.security.protocol", "security.protocol", "sasl_ssl")?;
+                set("security.protocol", "sasl_ssl");
+            }
             set("sasl.mechanism", "PLAIN");
             set("sasl.username", user);
             set("sasl.password", address.password().unwrap_or_default());
@@ -387,17 +390,19 @@ mod tests {
 
     #[test]
     fn a_user_logs_in_over_tls_unless_told_otherwise() {
-        let cluster = Cluster::of(&address("kafka://me:hunter2@b/t?kafka.sasl.mechanism=SCRAM-SHA-256"));
-        // Without the feature librdkafka knows no SCRAM; the name of the option is told, and no secret.
-        match cluster {
-            Ok(cluster) => {
-                let config = cluster.client(&[], &[]);
-                assert_eq!(config.get("security.protocol"), Some("sasl_ssl"));
-                assert_eq!(config.get("sasl.mechanism"), Some("SCRAM-SHA-256"));
-                assert_eq!(config.get("sasl.password"), Some("hunter2"));
-            }
-            Err(error) => assert!(!error.to_string().contains("hunter2"), "{error}"),
+        let cluster = Cluster::of(&address("kafka://me:hunter2@b/t"));
+        if cfg!(feature = "ssl") {
+            let config = cluster.unwrap_or_else(|error| panic!("{error}")).client(&[], &[]);
+            assert_eq!(config.get("security.protocol"), Some("sasl_ssl"));
+        } else {
+            let error = cluster.err().unwrap().to_string();
+            assert!(error.contains("feature 'ssl'") && !error.contains("hunter2"), "{error}");
         }
+        let plain = address("kafka://me:hunter2@b/t?kafka.security.protocol=sasl_plaintext");
+        let config = Cluster::of(&plain).unwrap_or_else(|error| panic!("{error}")).client(&[], &[]);
+        assert_eq!(config.get("security.protocol"), Some("sasl_plaintext"));
+        assert_eq!((config.get("sasl.mechanism"), config.get("sasl.username")), (Some("PLAIN"), Some("me")));
+        assert_eq!(config.get("sasl.password"), Some("hunter2"));
     }
 
     #[test]

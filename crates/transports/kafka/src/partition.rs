@@ -38,10 +38,8 @@ pub(crate) struct Partition {
     window: VecDeque<(i64, Option<Entry>)>,
     /// The offset after the last record received.
     next: Option<i64>,
-    /// Where the group stood when the first record came.
-    start: Option<i64>,
-    /// What has been committed, or is on its way.
-    committed: Option<i64>,
+    /// What librdkafka has been told to commit; at first, where the group stood.
+    stored: Option<i64>,
     pub(crate) gate: Gate<Turn>,
     /// How many are with the application.
     pub(crate) out: usize,
@@ -60,8 +58,7 @@ impl Partition {
             number,
             window: VecDeque::new(),
             next: None,
-            start: None,
-            committed: None,
+            stored: None,
             gate: Gate::default(),
             out: 0,
             bytes: 0,
@@ -77,10 +74,7 @@ impl Partition {
         }
         self.next = Some(offset + 1);
         // Before it, there is nothing to commit.
-        if self.start.is_none() {
-            self.start = Some(offset);
-            self.committed = Some(offset);
-        }
+        self.stored.get_or_insert(offset);
         let entry = Entry { delivery, is_out: false };
         self.bytes += entry.bytes();
         self.window.push_back((offset, Some(entry)));
@@ -142,22 +136,17 @@ impl Partition {
         self.window.front().map(|(offset, _)| *offset).or(self.next)
     }
 
-    /// What can be committed and is not.
-    pub(crate) fn uncommitted(&self) -> Option<i64> {
-        self.position().filter(|position| self.committed != Some(*position))
+    /// The position, where librdkafka has not been told of it; from now on it counts as told.
+    pub(crate) fn take_unstored(&mut self) -> Option<i64> {
+        let position = self.position().filter(|position| self.stored != Some(*position))?;
+        self.stored.replace(position);
+        Some(position)
     }
 
-    /// It is on its way, or, `None`, it has failed and has to be sent again.
-    pub(crate) fn set_committed(&mut self, position: Option<i64>) {
-        match position {
-            Some(position) => self.committed = Some(position),
-            None => self.commit_again(),
-        }
-    }
-
-    /// What was on its way may not have arrived: all from the start on has to be sent again.
-    pub(crate) fn commit_again(&mut self) {
-        self.committed = self.start;
+    /// librdkafka has not taken the position.
+    pub(crate) fn store_again(&mut self) {
+        // No offset is negative.
+        self.stored = Some(-1);
     }
 
     /// How far reading is ahead of the oldest unsettled record, in records, and the payload bytes held for it.
@@ -192,7 +181,7 @@ mod tests {
         HandOut(i64),
         Settle(i64),
         TakeBack(i64),
-        Commit,
+        Store,
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -201,7 +190,7 @@ mod tests {
             3 => (0..60_i64).prop_map(Step::HandOut),
             5 => (0..60_i64).prop_map(Step::Settle),
             1 => (0..60_i64).prop_map(Step::TakeBack),
-            1 => Just(Step::Commit),
+            1 => Just(Step::Store),
         ]
     }
 
@@ -209,10 +198,10 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(2_000))]
 
         #[test]
-        fn never_commits_past_an_unsettled_record(start in 0..9_i64, steps in prop::collection::vec(step(), 0..60)) {
+        fn never_stores_past_an_unsettled_record(start in 0..9_i64, steps in prop::collection::vec(step(), 0..60)) {
             let mut partition = Partition::new("t".into(), 0);
             let (mut unsettled, mut out) = (BTreeSet::new(), BTreeSet::new());
-            let (mut next, mut committed) = (start, None);
+            let (mut next, mut stored) = (start, None);
             let mut last = None;
             for step in steps {
                 match step {
@@ -221,7 +210,7 @@ mod tests {
                         prop_assert!(partition.insert(offset, delivery(offset)));
                         prop_assert!(!partition.insert(offset, delivery(offset)));
                         unsettled.insert(offset);
-                        committed.get_or_insert(offset);
+                        stored.get_or_insert(offset);
                         next = offset + gap;
                         last = Some(offset);
                     },
@@ -237,13 +226,12 @@ mod tests {
                         prop_assert_eq!(partition.take_back(offset).is_some(), unsettled.contains(&offset));
                         out.remove(&offset);
                     }
-                    Step::Commit => if let Some(position) = partition.uncommitted() {
-                        partition.set_committed(Some(position));
-                        committed = Some(position);
+                    Step::Store => {
+                        let position = unsettled.first().copied().or(last.map(|last| last + 1));
+                        prop_assert_eq!(partition.take_unstored(), position.filter(|at| stored != Some(*at)));
+                        stored = position.or(stored);
                     }
                 }
-                let position = unsettled.first().copied().or(last.map(|last| last + 1));
-                prop_assert_eq!(partition.uncommitted(), position.filter(|position| committed != Some(*position)));
                 prop_assert_eq!(partition.out, out.len());
                 prop_assert_eq!(partition.bytes, unsettled.len());
                 prop_assert!(partition.ahead().0 >= unsettled.len());
@@ -252,16 +240,14 @@ mod tests {
     }
 
     #[test]
-    fn a_commit_that_failed_is_sent_again() {
+    fn a_position_that_was_not_taken_is_told_again() {
         let mut partition = Partition::new("t".into(), 0);
-        assert_eq!(partition.uncommitted(), None);
+        assert_eq!(partition.take_unstored(), None);
         partition.insert(7, delivery(7));
-        assert_eq!(partition.uncommitted(), None);
+        assert_eq!(partition.take_unstored(), None);
         assert!(partition.settle(7).is_some());
-        assert_eq!(partition.uncommitted(), Some(8));
-        partition.set_committed(Some(8));
-        assert_eq!(partition.uncommitted(), None);
-        partition.set_committed(None);
-        assert_eq!(partition.uncommitted(), Some(8));
+        assert_eq!((partition.take_unstored(), partition.take_unstored()), (Some(8), None));
+        partition.store_again();
+        assert_eq!((partition.take_unstored(), partition.take_unstored()), (Some(8), None));
     }
 }

@@ -31,8 +31,6 @@ const BATCH: usize = 256;
 const WINDOW_BYTES: usize = 64 * 1024 * 1024;
 /// An idle consumer commits as soon as all is settled, and not more often than this.
 const IDLE_COMMIT: Duration = Duration::from_millis(50);
-/// How long closing waits for the last commit.
-const LAST_COMMIT: Duration = Duration::from_secs(5);
 
 /// What librdkafka calls back.
 pub(crate) struct Context {
@@ -63,20 +61,11 @@ impl Context {
             let state = self.shared.state();
             (state.epochs_of(&names), state.phase)
         };
-        // A last commit was made before closing.
+        // All was stored before closing.
         if phase < Phase::Closing && !client.assignment_lost() {
             self.shared.drain(&epochs, self.drain);
-            for (epoch, partition) in &mut self.shared.state().partitions {
-                if epochs.contains(epoch) {
-                    partition.commit_again();
-                }
-            }
-            if let Some(positions) = uncommitted(&self.shared, Some(&epochs))
-                && let Err(error) = client.commit(&positions, CommitMode::Sync)
-            {
-                let count = positions.count();
-                tracing::warn!(%error, count, "positions of revoked partitions could not be committed: messages come again");
-            }
+            // librdkafka commits what is stored as the partitions are unassigned.
+            store(&self.shared, client);
         }
         self.shared.forget(&epochs);
     }
@@ -108,23 +97,30 @@ impl ConsumerContext for Context {
     }
 }
 
-/// The positions that can be committed and are not, of all partitions or some; marks them as on their way.
-fn uncommitted(shared: &Shared, only: Option<&[u64]>) -> Option<TopicPartitionList> {
-    let mut state = shared.state();
-    let mut positions: Option<TopicPartitionList> = None;
-    let wanted =
-        state.partitions.iter_mut().filter(|(epoch, _)| only.is_none_or(|only| only.contains(epoch)));
-    for (_, partition) in wanted {
-        let Some(position) = partition.uncommitted() else { continue };
-        let positions = positions.get_or_insert_default();
-        if positions
-            .add_partition_offset(&partition.topic, partition.number, Offset::Offset(position))
-            .is_ok()
-        {
-            partition.set_committed(Some(position));
+/// Tells librdkafka the positions that can be committed, which it does at the interval, as partitions are taken away, and as
+/// the consumer closes, and again where that fails. Says whether there were any.
+fn store(shared: &Shared, client: &Client) -> bool {
+    let mut positions = TopicPartitionList::new();
+    let mut stored = Vec::new();
+    for (epoch, partition) in &mut shared.state().partitions {
+        let Some(position) = partition.take_unstored() else { continue };
+        stored.push(*epoch);
+        // It fails for a position that is none.
+        let _ = positions.add_partition_offset(&partition.topic, partition.number, Offset::Offset(position));
+    }
+    if stored.is_empty() {
+        return false;
+    }
+    if let Err(error) = client.store_offsets(&positions) {
+        tracing::debug!(%error, partitions = stored.len(), "positions were not taken and are told again");
+        let mut state = shared.state();
+        for epoch in stored {
+            if let Some(partition) = state.partitions.get_mut(&epoch) {
+                partition.store_again();
+            }
         }
     }
-    positions
+    true
 }
 
 /// Polls until the consumer is closed.
@@ -142,8 +138,8 @@ pub(crate) fn run(shared: &Shared, client: Client, destination: &Destination) {
         take_in(shared, &client, destination);
         committer.run(shared, &client);
     }
-    last_commit(shared, &client);
-    // Leaves the group.
+    store(shared, &client);
+    // Commits, and leaves the group.
     drop(client);
 }
 
@@ -224,22 +220,15 @@ fn is_far_ahead(partition: &Partition, window: usize) -> bool {
     records > window / part || bytes > WINDOW_BYTES / part
 }
 
-/// Tells librdkafka the positions, which it commits at the interval, and again where that fails; once nothing is unsettled,
-/// has it commit at once.
+/// Has what is stored committed at once when nothing is unsettled; the rest is the interval's.
 struct Committer {
     last: Instant,
-    /// Positions that librdkafka has and was not told to commit at once.
     is_behind: bool,
 }
 
 impl Committer {
     fn run(&mut self, shared: &Shared, client: &Client) {
-        if let Some(positions) = uncommitted(shared, None) {
-            if let Err(error) = client.store_offsets(&positions) {
-                failed(shared, &error, &positions);
-            }
-            self.is_behind = true;
-        }
+        self.is_behind |= store(shared, client);
         if self.is_behind && self.last.elapsed() >= IDLE_COMMIT && is_idle(shared) {
             self.is_behind = false;
             self.last = Instant::now();
@@ -249,44 +238,8 @@ impl Committer {
     }
 }
 
-/// Positions have to be told again.
-fn failed(shared: &Shared, error: &KafkaError, positions: &TopicPartitionList) {
-    let mut state = shared.state();
-    for element in positions.elements() {
-        for epoch in state.epochs_of(&[(element.topic().to_owned(), element.partition())]) {
-            if let Some(partition) = state.partitions.get_mut(&epoch) {
-                partition.set_committed(None);
-            }
-        }
-    }
-    drop(state);
-    tracing::debug!(%error, partitions = positions.count(), "positions were not taken and are told again");
-}
-
 fn is_idle(shared: &Shared) -> bool {
     shared.state().partitions.values().all(|partition| partition.ahead().0 == 0)
-}
-
-/// Commits what is settled, and waits until the broker has it, or for a while.
-fn last_commit(shared: &Shared, client: &Client) {
-    // What librdkafka has been told of may not be committed yet.
-    shared.state().partitions.values_mut().for_each(Partition::commit_again);
-    let deadline = Instant::now() + LAST_COMMIT;
-    while let Some(positions) = uncommitted(shared, None) {
-        // Waits for the answer; an unreachable broker is given up by librdkafka itself.
-        match client.commit(&positions, CommitMode::Sync) {
-            Ok(()) => {}
-            Err(error) if Instant::now() < deadline && error::map(error.clone()).retry() == Retry::Safe => {
-                failed(shared, &error, &positions);
-                std::thread::sleep(POLL);
-            }
-            Err(error) => {
-                let partitions = positions.count();
-                tracing::warn!(%error, partitions, "the last positions could not be committed: messages come again");
-                return;
-            }
-        }
-    }
 }
 
 /// The error that ends the stream, where waiting will not mend it.

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::message::{Header, Headers as _, Message as _, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
-use throughline_core::{Failure, HeaderValue, IdOrigin, Order};
+use throughline_core::{Envelope, Failure, HeaderValue, IdOrigin, Order};
 use throughline_kafka::rdkafka;
 
 use crate::rig::{Rig, name, next, options};
@@ -46,5 +46,31 @@ async fn a_foreign_record_has_its_place_for_an_id_and_keeps_its_headers_over_a_r
     assert_eq!((**again.envelope() == envelope, again.attempt()), (true, 2));
     again.ack().await.unwrap();
     consumer.close().await.unwrap();
+    rig.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_header_name_that_is_not_utf_8_is_carried_and_panics_nowhere() {
+    let Some(rig) = Rig::new("a_header_name_that_is_not_utf_8_is_carried_and_panics_nowhere").await else {
+        return;
+    };
+    let topic = rig.topic("partitions=1").await;
+    let publisher = rig.publisher(&topic).await;
+    // "caf\xe9" and "v", as the consumer shows such a header.
+    let value = HeaderValue::Typed { kind: "kafka:header".into(), text: "Y2Fm6Q==:dg==".into() };
+    let envelope = Envelope::builder("t").header("caf\\xe9", value).payload("x").build();
+    publisher.publish(envelope.clone()).await.unwrap();
+    let mut consumer = rig.consumer(&topic).await;
+    let delivery = next(&mut consumer).await;
+    assert_eq!(**delivery.envelope(), envelope);
+    delivery.ack().await.unwrap();
+    consumer.close().await.unwrap();
+    // The name is on the wire as it is: the client library's own reader cannot take it.
+    let raw = rig.raw_get(name(&topic), 0).await;
+    let read = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        raw.headers().unwrap().iter().map(|header| header.key.len()).sum::<usize>()
+    }));
+    assert!(read.is_err());
+    publisher.close().await.unwrap();
     rig.finish().await;
 }

@@ -113,3 +113,20 @@ async fn a_commit_that_fails_is_made_again() {
     publisher.close().await.unwrap();
     drop(cluster);
 }
+
+#[tokio::test]
+async fn closing_ends_though_the_brokers_are_gone() {
+    let (cluster, address) = cluster();
+    let transport = connect(&address.to_string()).await.unwrap();
+    let driver = transport.publisher(&address).await.unwrap();
+    let publisher = Publisher::new(driver, &address, PublishOptions::default());
+    publisher.publish(message("0")).await.unwrap();
+    let mut consumer =
+        Consumer::new(transport.consumer(&address, &options()).await.unwrap(), &address, options());
+    let delivery = next(&mut consumer).await;
+    cluster.broker_down(1).unwrap();
+    delivery.ack().await.unwrap();
+    tokio::time::timeout(Duration::from_secs(180), consumer.close()).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(180), publisher.close()).await.unwrap().unwrap();
+    drop(cluster);
+}
