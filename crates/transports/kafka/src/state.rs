@@ -131,10 +131,14 @@ impl Shared {
         self.arrived.notify_one();
     }
 
-    /// Waits until there is room, at most so long; says whether there is.
+    /// Waits, where it is full, until half of that is handed out, at most so long; says whether there is room.
     pub(crate) fn wait_for_room(&self, longest: Duration) -> bool {
-        let is_full = |state: &mut State| state.phase < Phase::Closing && self.is_full(state, 1);
-        let waited = self.changed.wait_timeout_while(self.state(), longest, is_full);
+        let state = self.state();
+        if !self.is_full(&state, 1) {
+            return true;
+        }
+        let is_full = |state: &mut State| state.phase < Phase::Closing && self.is_full(state, 2);
+        let waited = self.changed.wait_timeout_while(state, longest, is_full);
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         !is_full(&mut state)
     }
@@ -151,10 +155,10 @@ impl Shared {
         if state.phase > Phase::Running {
             return (Vec::new(), None);
         }
-        let was_full = self.is_full(&state, 1);
+        let was_full = self.is_full(&state, 2);
         let out = state.take(max, self.keep_order);
         let due = state.partitions.values().filter_map(Partition::next_due).min();
-        if was_full && !self.is_full(&state, 1) {
+        if was_full && !self.is_full(&state, 2) {
             self.changed.notify_all();
         }
         (out, due)
