@@ -7,6 +7,7 @@ use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use throughline_core::address::AddressOption;
+use throughline_core::driver::{Place, Sibling};
 use throughline_core::{Address, Error, ErrorKind, Result};
 
 /// Kafka's registered port.
@@ -344,6 +345,23 @@ pub(crate) struct Wanted {
     pub(crate) replicas: i32,
     /// Name and value.
     pub(crate) configs: Vec<(String, String)>,
+}
+
+/// The address of another topic on the same cluster; a queue is a topic with one group.
+pub(crate) fn sibling(of: &Address, sibling: &Sibling<'_>) -> Option<Address> {
+    let (topic, group) = match sibling.place {
+        Place::Queue(name) => (name, Some(name)),
+        Place::Topic { topic, subscription } => (topic, subscription),
+    };
+    let mut address =
+        of.clone().without_options(&["group", "dead_letter", "retry"]).with_path(format!("/{topic}"));
+    if let Some(group) = group {
+        address = address.with_option("group", group);
+    }
+    if let Some(name) = sibling.dead_letter {
+        address = address.with_option("dead_letter", name);
+    }
+    Some(address)
 }
 
 fn topic_name(address: &Address, what: &str, name: &str) -> Result<String> {

@@ -6,6 +6,7 @@ mod config;
 mod connect;
 mod consumer;
 mod deadletter;
+mod diagnose;
 mod error;
 mod message;
 mod native;
@@ -29,4 +30,7 @@ pub const REGISTRATION: Registration = Registration {
     options: config::OPTIONS,
     capabilities: &capabilities::KAFKA,
     connect: transport::connect,
+    sibling: config::sibling,
+    // The brokers' own list says where to go.
+    endpoint: |_| None,
 };

@@ -6,12 +6,15 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use throughline_core::driver::{self, Connecting, Delivery, Depth};
-use throughline_core::{Address, Capabilities, ConsumeOptions, Result, capabilities};
+use throughline_core::{
+    Address, Capabilities, ConsumeOptions, DiagnoseOptions, Diagnosis, Result, capabilities,
+};
 
 use crate::admin;
 use crate::config::{Cluster, Destination, OPTIONS};
 use crate::connect::{Reader, blocking};
 use crate::consumer::Consumer;
+use crate::diagnose;
 use crate::publisher::Publisher;
 
 /// Every publisher and consumer has clients of its own: librdkafka shares no connections between them.
@@ -83,6 +86,11 @@ impl driver::Transport for Transport {
     async fn browse(&self, address: &Address, max: NonZeroUsize) -> Result<Vec<Delivery>> {
         let (cluster, destination) = self.resolve(address)?;
         admin::browse(cluster, destination, max).await
+    }
+
+    async fn diagnose(&self, address: &Address, options: &DiagnoseOptions) -> Result<Diagnosis> {
+        let (cluster, destination) = self.resolve(address)?;
+        diagnose::diagnose(cluster, destination, address, options).await
     }
 
     async fn close(&self) -> Result<()> {
