@@ -305,8 +305,9 @@ pub const KAFKA: Capabilities = Capabilities {
     transport: "kafka",
     system: "kafka",
     reach: Reach::Network,
-    // A key's messages are in one partition, which is a log.
-    order: Level::Native,
+    // A key's messages are in one partition, which is a log; what was handed out before one of them is retried is not
+    // called back.
+    order: Level::Emulated,
     delay: Level::No,
     // The idempotent producer drops its own resends only, not a second publish of the same operation.
     deduplication: Level::No,
@@ -327,7 +328,8 @@ pub const KAFKA: Capabilities = Capabilities {
     publish_calls: 1,
     limits: Limits {
         // max.message.bytes, 1,048,588 by default, headers and key included: https://kafka.apache.org/documentation/#topicconfigs_max.message.bytes
-        payload_bytes: Some(1_048_588),
+        // Less what key and headers are given of it.
+        payload_bytes: Some(1_048_588 - 2_048),
         header_bytes: None,
         batch_entries: 256,
         batch_bytes: None,

@@ -26,6 +26,8 @@ use crate::native;
 const OVERHEAD: usize = 61 + 36;
 /// librdkafka asserts that a batch is within its own limit, which does not count headers when a message is queued; ours does.
 const SLACK: usize = 4096;
+/// What of a topic's limit is not promised to the payload, in bytes: key and headers need it.
+const ALLOWANCE: usize = 2_048;
 /// The bounds of librdkafka's `message.max.bytes`, in bytes.
 const SMALLEST: usize = 1000;
 const LARGEST: usize = 1_000_000_000;
@@ -254,7 +256,7 @@ impl Publisher {
         let topic = destination.topic()?;
         let producer = Producer::open(cluster, topic, destination).await?;
         let mut capabilities = capabilities::KAFKA;
-        capabilities.limits.payload_bytes = Some(producer.facts.limit);
+        capabilities.limits.payload_bytes = Some(producer.facts.limit.saturating_sub(ALLOWANCE));
         let endpoint = endpoint(cluster, topic);
         Ok(Self { producer, capabilities, endpoint })
     }

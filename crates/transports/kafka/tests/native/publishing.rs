@@ -129,7 +129,7 @@ async fn what_the_topic_would_refuse_is_refused_before_and_the_limit_is_named() 
     };
     let topic = rig.topic("partitions=1&config.max.message.bytes=20000").await;
     let publisher = rig.publisher(&topic).await;
-    assert_eq!(publisher.capabilities().limits.payload_bytes, Some(20_000));
+    assert_eq!(publisher.capabilities().limits.payload_bytes, Some(20_000 - 2_048));
     let error = publisher.publish(message("x".repeat(20_001))).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::LimitExceeded);
     let headers: Headers = [("big", "x".repeat(15_000))].into_iter().collect();
