@@ -136,6 +136,8 @@ pub struct Capabilities {
     pub dead_letter: Level,
     /// Fan-out: each subscription gets every message.
     pub fan_out: Level,
+    /// Publishing where nobody subscribes is told, as `Unroutable`. `No`: it is accepted, whether anybody will read it or not.
+    pub unroutable: Level,
     /// Reading without consuming.
     pub browse: Browse,
     /// What `Ok` of a settlement means.
@@ -202,6 +204,7 @@ impl Capabilities {
             ("reach", format!("{:?}", self.reach).to_lowercase()),
             ("order per key", self.order.to_string()),
             ("fan-out", self.fan_out.to_string()),
+            ("nobody subscribes: told", self.unroutable.to_string()),
             ("delay", self.delay.to_string()),
             ("deduplication", self.deduplication.to_string()),
             ("priority", self.priority.to_string()),
@@ -254,6 +257,7 @@ pub const MEMORY: Capabilities = Capabilities {
     delivery_count: Level::Native,
     dead_letter: Level::Native,
     fan_out: Level::Native,
+    unroutable: Level::Native,
     browse: Browse::Native,
     settle: SettleMeaning::Confirmed,
     retry: RetryMeans::Republish,
@@ -281,6 +285,8 @@ pub const RABBITMQ: Capabilities = Capabilities {
     // A confirmed publish with the reason, then the ack.
     dead_letter: Level::Emulated,
     fan_out: Level::Native,
+    // The broker returns what it can route to no queue.
+    unroutable: Level::Native,
     browse: Browse::Disturbing,
     settle: SettleMeaning::Deferred,
     retry: RetryMeans::Republish,
@@ -319,6 +325,8 @@ pub const KAFKA: Capabilities = Capabilities {
     // A publish to the dead-letter topic with the reason, then the commit.
     dead_letter: Level::Emulated,
     fan_out: Level::Native,
+    // A topic is a log: it keeps what a group may read that does not exist yet.
+    unroutable: Level::No,
     browse: Browse::Native,
     settle: SettleMeaning::Deferred,
     retry: RetryMeans::InPlace,
