@@ -138,16 +138,15 @@ fn client(cluster: &Cluster, group: &str, destination: &Destination, shared: Arc
     // The brokers' own protocol brings its own assignors, and refuses to be told of one.
     let is_classic = cluster.property("group.protocol").is_none_or(|protocol| protocol == "classic");
     let cooperative = [("partition.assignment.strategy", "cooperative-sticky")];
-    // Within librdkafka's bounds, in ms; zero would turn it off.
-    let interval = destination.commit_interval.as_millis().clamp(1, 86_400_000).to_string();
     let config = cluster.client(
         if is_classic { &cooperative } else { &[] },
         &[
             ("group.id", group),
             ("auto.offset.reset", destination.from.property()),
-            // What we store, which is never past an unsettled record, it commits.
+            // What we store, which is never past an unsettled record, it commits as partitions are taken away and as the
+            // consumer closes. At intervals we do it: librdkafka would leave out metadata that changes while the position stays.
             ("enable.auto.commit", "true"),
-            ("auto.commit.interval.ms", &interval),
+            ("auto.commit.interval.ms", "0"),
             ("enable.auto.offset.store", "false"),
         ],
     );

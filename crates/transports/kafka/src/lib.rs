@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod acked;
 mod admin;
 mod codec;
 mod config;

@@ -1,14 +1,15 @@
 //! The few calls of librdkafka that its Rust binding does not offer, or offers at the price of a panic.
 #![allow(
     unsafe_code,
-    reason = "the binding panics on a header name that is not UTF-8, cannot write one, and does not tell whether a \
-              message that failed may have been stored"
+    reason = "the binding panics on a header name and on metadata that are not UTF-8, cannot write such a name, and does \
+              not tell whether a message that failed may have been stored"
 )]
 
 use std::ffi::CStr;
 use std::ptr;
 use std::slice;
 
+use rdkafka::TopicPartitionList;
 use rdkafka::bindings::{
     rd_kafka_header_add, rd_kafka_header_get_all, rd_kafka_headers_t, rd_kafka_message_headers,
     rd_kafka_message_status, rd_kafka_msg_status_t, rd_kafka_resp_err_t,
@@ -46,6 +47,23 @@ pub(crate) fn each_header(message: &BorrowedMessage<'_>, mut each: impl FnMut(&[
         };
         each(name, value);
     }
+}
+
+/// What is kept with the positions of a list, in its order.
+pub(crate) fn metadata(positions: &TopicPartitionList) -> Vec<Vec<u8>> {
+    (0..positions.count())
+        .map(|index| {
+            // SAFETY: the list is alive, has `count` elements, and nothing changes it meanwhile; an element's metadata is null or
+            // points to as many bytes as it says.
+            unsafe {
+                let element = &*(*positions.ptr()).elems.add(index);
+                if element.metadata.is_null() {
+                    return Vec::new();
+                }
+                slice::from_raw_parts(element.metadata.cast::<u8>(), element.metadata_size).to_vec()
+            }
+        })
+        .collect()
 }
 
 /// Adds a header; the name need not be UTF-8.

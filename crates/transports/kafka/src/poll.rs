@@ -4,22 +4,27 @@
 //! `max.poll.interval.ms`. So one thread polls all the time, whatever the application does, and what there is no room for is
 //! paused. Rebalance callbacks run on this thread, which may wait; nothing here runs on the application's runtime.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::BorrowedMessage;
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{ClientContext, Message as _, Offset, TopicPartitionList};
 use throughline_core::{Error, ErrorKind, Retry, Timestamp};
 
+use crate::acked::Acked;
 use crate::config::Destination;
 use crate::connect::{Events, not_found};
 use crate::error;
 use crate::message::{Received, receive};
-use crate::partition::Partition;
-use crate::state::{Phase, Shared};
+use crate::native;
+use crate::partition::{Partition, Position};
+use crate::state::{Phase, Shared, State};
 
 /// How long one poll waits: as late as that a settlement can be committed when nothing arrives.
 const POLL: Duration = Duration::from_millis(50);
@@ -29,6 +34,8 @@ const PATIENCE: Duration = Duration::from_millis(200);
 const BATCH: usize = 256;
 /// How much payload a partition may hold beyond its oldest unsettled record, in bytes, before it is paused.
 const WINDOW_BYTES: usize = 64 * 1024 * 1024;
+/// How long it may take to ask what is acked above the position. Without an answer that is delivered again.
+const ASKING: Duration = Duration::from_secs(5);
 /// An idle consumer commits as soon as all is settled, and not more often than this.
 const IDLE_COMMIT: Duration = Duration::from_millis(50);
 
@@ -37,13 +44,23 @@ pub(crate) struct Context {
     shared: Arc<Shared>,
     events: Events,
     drain: Duration,
+    /// The broker takes no metadata of our length.
+    is_plain: AtomicBool,
+    /// The last commit failed.
+    is_failing: AtomicBool,
 }
 
 pub(crate) type Client = BaseConsumer<Context>;
 
 impl Context {
     pub(crate) fn new(shared: Arc<Shared>, drain: Duration) -> Self {
-        Self { shared, events: Events::default(), drain }
+        Self {
+            shared,
+            events: Events::default(),
+            drain,
+            is_plain: AtomicBool::default(),
+            is_failing: AtomicBool::default(),
+        }
     }
 
     fn topic(&self, name: &str) -> Arc<str> {
@@ -64,10 +81,37 @@ impl Context {
         // All was stored before closing.
         if phase < Phase::Closing && !client.assignment_lost() {
             self.shared.drain(&epochs, self.drain);
-            // librdkafka commits what is stored as the partitions are unassigned.
             store(&self.shared, client);
         }
         self.shared.forget(&epochs);
+    }
+
+    /// What was acked above the group's positions, by topic and partition.
+    fn acked(&self, client: &Client, partitions: &TopicPartitionList) -> HashMap<(String, i32), Acked> {
+        let mut asked = TopicPartitionList::new();
+        for element in partitions.elements() {
+            asked.add_partition(element.topic(), element.partition());
+        }
+        let committed = match client.committed_offsets(asked, ASKING) {
+            Ok(committed) => committed,
+            Err(error) => {
+                tracing::debug!(%error, "what is acked above the positions is not known, and is delivered again");
+                return HashMap::new();
+            }
+        };
+        let mut acked = HashMap::new();
+        for (element, metadata) in committed.elements().iter().zip(native::metadata(&committed)) {
+            let Offset::Offset(position) = element.offset() else { continue };
+            if metadata.is_empty() {
+                continue;
+            }
+            let (topic, partition) = (element.topic(), element.partition());
+            match Acked::decode(&metadata, position) {
+                Some(read) => drop(acked.insert((topic.to_owned(), partition), read)),
+                None => tracing::debug!(topic, partition, position, "a position's metadata is not of ours"),
+            }
+        }
+        acked
     }
 }
 
@@ -88,44 +132,72 @@ impl ConsumerContext for Context {
         match rebalance {
             Rebalance::Revoke(partitions) => self.revoke(client, partitions),
             Rebalance::Assign(partitions) => {
+                let mut acked = self.acked(client, partitions);
                 for element in partitions.elements() {
-                    self.shared.assign(self.topic(element.topic()), element.partition());
+                    let (topic, number) = (element.topic(), element.partition());
+                    let acked = acked.remove(&(topic.to_owned(), number)).unwrap_or_default();
+                    self.shared.assign(self.topic(topic), number, acked);
                 }
             }
             Rebalance::Error(error) => tracing::warn!(%error, "a rebalance failed"),
         }
     }
-}
 
-/// Tells librdkafka the positions that can be committed, which it does at the interval, as partitions are taken away, and as
-/// the consumer closes, and again where that fails. Says whether there were any.
-fn store(shared: &Shared, client: &Client) -> bool {
-    let mut positions = TopicPartitionList::new();
-    let mut stored = Vec::new();
-    for (epoch, partition) in &mut shared.state().partitions {
-        let Some(position) = partition.take_unstored() else { continue };
-        stored.push(*epoch);
-        // It fails for a position that is none.
-        let _ = positions.add_partition_offset(&partition.topic, partition.number, Offset::Offset(position));
-    }
-    if stored.is_empty() {
-        return false;
-    }
-    if let Err(error) = client.store_offsets(&positions) {
-        tracing::debug!(%error, partitions = stored.len(), "positions were not taken and are told again");
-        let mut state = shared.state();
-        for epoch in stored {
+    fn commit_callback(&self, result: Result<(), KafkaError>, positions: &TopicPartitionList) {
+        let elements = positions.elements();
+        let failed =
+            |element: &TopicPartitionListElem<'_>| result.clone().and_then(|()| element.error()).err();
+        let failed: Vec<_> = elements.iter().filter_map(|e| failed(e).map(|error| (e, error))).collect();
+        self.is_failing.store(!failed.is_empty(), Ordering::Relaxed);
+        let is_too_large =
+            |(_, error): &(_, KafkaError)| error.rdkafka_error_code() == Some(Code::OffsetMetadataTooLarge);
+        if failed.iter().any(is_too_large) && !self.is_plain.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "the broker's offset.metadata.max.bytes is below 4096: what is acked above the position comes again \
+                 after a restart"
+            );
+        }
+        let names: Vec<_> = failed.iter().map(|(e, _)| (e.topic().to_owned(), e.partition())).collect();
+        let mut state = self.shared.state();
+        for epoch in state.epochs_of(&names) {
             if let Some(partition) = state.partitions.get_mut(&epoch) {
-                partition.store_again();
+                partition.tell_again();
             }
         }
     }
-    true
+}
+
+/// Gathers what is to be committed of each partition.
+fn positions(
+    state: &mut State,
+    mut of: impl FnMut(&mut Partition) -> Option<Position>,
+) -> Option<TopicPartitionList> {
+    let mut positions = TopicPartitionList::new();
+    for partition in state.partitions.values_mut() {
+        let Some(Position { offset, metadata }) = of(partition) else { continue };
+        let mut element = positions.add_partition(&partition.topic, partition.number);
+        // It fails for a position that is none.
+        let _ = element.set_offset(Offset::Offset(offset));
+        if let Some(metadata) = metadata {
+            element.set_metadata(metadata);
+        }
+    }
+    (positions.count() > 0).then_some(positions)
+}
+
+/// Tells librdkafka the positions that it is to commit as it gives partitions back, which it does for certain, and without
+/// our waiting for it.
+fn store(shared: &Shared, client: &Client) {
+    let sparse = !client.context().is_plain.load(Ordering::Relaxed);
+    let last = positions(&mut shared.state(), |partition| partition.take_last(sparse));
+    if let Some(Err(error)) = last.map(|last| client.store_offsets(&last)) {
+        tracing::debug!(%error, "the last positions were not taken");
+    }
 }
 
 /// Polls until the consumer is closed.
 pub(crate) fn run(shared: &Shared, client: Client, destination: &Destination) {
-    let mut committer = Committer { last: Instant::now(), is_behind: false };
+    let mut committer = Committer { last: Instant::now(), interval: destination.commit_interval };
     let mut is_full = false;
     loop {
         // Once partitions are paused, only what makes them go on again is waited for.
@@ -220,20 +292,29 @@ fn is_far_ahead(partition: &Partition, window: usize) -> bool {
     records > window / part || bytes > WINDOW_BYTES / part
 }
 
-/// Has what is stored committed at once when nothing is unsettled; the rest is the interval's.
+/// Commits, at once where nothing is unsettled, else at the interval.
 struct Committer {
     last: Instant,
-    is_behind: bool,
+    interval: Duration,
 }
 
 impl Committer {
     fn run(&mut self, shared: &Shared, client: &Client) {
-        self.is_behind |= store(shared, client);
-        if self.is_behind && self.last.elapsed() >= IDLE_COMMIT && is_idle(shared) {
-            self.is_behind = false;
+        let since = self.last.elapsed();
+        let is_due = since >= self.interval.max(IDLE_COMMIT);
+        let context = client.context();
+        let may_be_early = since >= IDLE_COMMIT && !context.is_failing.load(Ordering::Relaxed);
+        if !is_due && !(may_be_early && is_idle(shared)) {
+            return;
+        }
+        let sparse = !context.is_plain.load(Ordering::Relaxed);
+        let untold = positions(&mut shared.state(), |partition| partition.take_untold(sparse));
+        if is_due || untold.is_some() {
             self.last = Instant::now();
-            // Where it fails, the interval's commit makes up for it.
-            let _ = client.commit_consumer_state(CommitMode::Async);
+        }
+        let Some(untold) = untold else { return };
+        if let Err(error) = client.commit(&untold, CommitMode::Async) {
+            context.commit_callback(Err(error), &untold);
         }
     }
 }

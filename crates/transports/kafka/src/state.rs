@@ -9,6 +9,7 @@ use throughline_core::{Error, ErrorKind, History, Result, Timestamp};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::acked::Acked;
 use crate::message::{Received, offset};
 use crate::partition::{Entry, Partition};
 
@@ -88,12 +89,12 @@ impl Shared {
         self.state().epochs
     }
 
-    /// A partition is ours from now on.
-    pub(crate) fn assign(&self, topic: Arc<str>, number: i32) {
+    /// A partition is ours from now on; `acked` is what was acked above the group's position.
+    pub(crate) fn assign(&self, topic: Arc<str>, number: i32, acked: Acked) {
         let mut state = self.state();
         state.epochs += 1;
         let epoch = state.epochs;
-        state.partitions.insert(epoch, Partition::new(topic, number));
+        state.partitions.insert(epoch, Partition::new(topic, number, acked));
         self.live.write().unwrap_or_else(PoisonError::into_inner).push(epoch);
     }
 
