@@ -24,15 +24,27 @@ pub struct Entry {
 }
 
 /// All of them.
-pub const LEDGER: &[Entry] = &[Entry {
-    transport: "rabbitmq",
-    case: "release_records_no_attempt",
-    from: "",
-    before: "4.3",
-    unless: Some(("queue_type", "classic")),
-    says: "it is attempt 2",
-    reason: "before 4.3 a quorum queue counts what is given back like what failed; the adapter cannot tell them apart",
-}];
+pub const LEDGER: &[Entry] = &[
+    Entry {
+        transport: "rabbitmq",
+        case: "release_records_no_attempt",
+        from: "",
+        before: "4.3",
+        unless: Some(("queue_type", "classic")),
+        says: "it is attempt 2",
+        reason: "before 4.3 a quorum queue counts what is given back like what failed; the adapter cannot tell them apart",
+    },
+    Entry {
+        transport: "kafka",
+        case: "stopping_releases_the_unread",
+        from: "",
+        before: "",
+        unless: None,
+        says: "0 of 49 messages have come",
+        reason: "a partition is one consumer's, and who leaves a group leaves all of it: a stopped consumer gives its \
+                 partitions up once all that it has handed out is settled, not before, since those settlements would be lost",
+    },
+];
 
 /// What the ledger says of a case.
 #[derive(Clone, Copy, Debug)]
