@@ -144,11 +144,14 @@ impl ConsumerContext for Context {
     }
 
     fn commit_callback(&self, result: Result<(), KafkaError>, positions: &TopicPartitionList) {
+        if result.as_ref().is_err_and(|error| error.rdkafka_error_code() == Some(Code::NoOffset)) {
+            return;
+        }
         let elements = positions.elements();
         let failed =
             |element: &TopicPartitionListElem<'_>| result.clone().and_then(|()| element.error()).err();
         let failed: Vec<_> = elements.iter().filter_map(|e| failed(e).map(|error| (e, error))).collect();
-        self.is_failing.store(!failed.is_empty(), Ordering::Relaxed);
+        self.is_failing.store(result.is_err() || !failed.is_empty(), Ordering::Relaxed);
         let is_too_large =
             |(_, error): &(_, KafkaError)| error.rdkafka_error_code() == Some(Code::OffsetMetadataTooLarge);
         if failed.iter().any(is_too_large) && !self.is_plain.swap(true, Ordering::Relaxed) {
@@ -159,8 +162,11 @@ impl ConsumerContext for Context {
         }
         let names: Vec<_> = failed.iter().map(|(e, _)| (e.topic().to_owned(), e.partition())).collect();
         let mut state = self.shared.state();
-        for epoch in state.epochs_of(&names) {
-            if let Some(partition) = state.partitions.get_mut(&epoch) {
+        let epochs = state.epochs_of(&names);
+        // A failure that names no partition may be of any.
+        let is_of_any = result.is_err() && names.is_empty();
+        for (epoch, partition) in &mut state.partitions {
+            if is_of_any || epochs.contains(epoch) {
                 partition.tell_again();
             }
         }
@@ -313,7 +319,7 @@ impl Committer {
         let is_due = since >= self.interval.max(IDLE_COMMIT);
         let context = client.context();
         let may_be_early = since >= IDLE_COMMIT && !context.is_failing.load(Ordering::Relaxed);
-        if !is_due && !(may_be_early && is_idle(shared)) {
+        if !(is_due || may_be_early && is_idle(shared)) {
             return;
         }
         let sparse = !context.is_plain.load(Ordering::Relaxed);
