@@ -1,20 +1,23 @@
 //! The few calls of librdkafka that its Rust binding does not offer, or offers at the price of a panic.
 #![allow(
     unsafe_code,
-    reason = "the binding panics on a header name and on metadata that are not UTF-8, cannot write such a name, and does \
-              not tell whether a message that failed may have been stored"
+    reason = "the binding panics on a header name and on metadata that are not UTF-8, cannot write such a name, does not \
+              tell whether a message that failed may have been stored, nor how an asynchronous commit ended"
 )]
 
 use std::ffi::CStr;
 use std::ptr;
 use std::slice;
 
-use rdkafka::TopicPartitionList;
 use rdkafka::bindings::{
-    rd_kafka_header_add, rd_kafka_header_get_all, rd_kafka_headers_t, rd_kafka_message_headers,
-    rd_kafka_message_status, rd_kafka_msg_status_t, rd_kafka_resp_err_t,
+    rd_kafka_commit_queue, rd_kafka_header_add, rd_kafka_header_get_all, rd_kafka_headers_t,
+    rd_kafka_message_headers, rd_kafka_message_status, rd_kafka_msg_status_t, rd_kafka_queue_destroy,
+    rd_kafka_queue_get_main, rd_kafka_resp_err_t,
 };
+use rdkafka::client::Client;
+use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, OwnedHeaders};
+use rdkafka::{ClientContext, TopicPartitionList};
 
 const OK: rd_kafka_resp_err_t = rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
 
@@ -64,6 +67,22 @@ pub(crate) fn metadata(positions: &TopicPartitionList) -> Vec<Vec<u8>> {
             }
         })
         .collect()
+}
+
+/// Commits, and has the context's `commit_callback` called with the outcome by a later poll.
+pub(crate) fn commit<C: ClientContext>(
+    client: &Client<C>,
+    positions: &TopicPartitionList,
+) -> Result<(), KafkaError> {
+    // SAFETY: client and list outlive the calls, and the list is copied. The queue is the client's own: what we hold of it is
+    // given back, once, and the commit keeps it for as long as it needs it.
+    let code = unsafe {
+        let queue = rd_kafka_queue_get_main(client.native_ptr());
+        let code = rd_kafka_commit_queue(client.native_ptr(), positions.ptr(), queue, None, ptr::null_mut());
+        rd_kafka_queue_destroy(queue);
+        code
+    };
+    if code == OK { Ok(()) } else { Err(KafkaError::ConsumerCommit(code.into())) }
 }
 
 /// Adds a header; the name need not be UTF-8.

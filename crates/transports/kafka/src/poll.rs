@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::TopicPartitionListElem;
@@ -81,7 +81,7 @@ impl Context {
         // All was stored before closing.
         if phase < Phase::Closing && !client.assignment_lost() {
             self.shared.drain(&epochs, self.drain);
-            store(&self.shared, client);
+            store(&self.shared, client, Some(&epochs));
         }
         self.shared.forget(&epochs);
     }
@@ -144,11 +144,14 @@ impl ConsumerContext for Context {
     }
 
     fn commit_callback(&self, result: Result<(), KafkaError>, positions: &TopicPartitionList) {
+        if result.as_ref().is_err_and(|error| error.rdkafka_error_code() == Some(Code::NoOffset)) {
+            return;
+        }
         let elements = positions.elements();
         let failed =
             |element: &TopicPartitionListElem<'_>| result.clone().and_then(|()| element.error()).err();
         let failed: Vec<_> = elements.iter().filter_map(|e| failed(e).map(|error| (e, error))).collect();
-        self.is_failing.store(!failed.is_empty(), Ordering::Relaxed);
+        self.is_failing.store(result.is_err() || !failed.is_empty(), Ordering::Relaxed);
         let is_too_large =
             |(_, error): &(_, KafkaError)| error.rdkafka_error_code() == Some(Code::OffsetMetadataTooLarge);
         if failed.iter().any(is_too_large) && !self.is_plain.swap(true, Ordering::Relaxed) {
@@ -159,8 +162,11 @@ impl ConsumerContext for Context {
         }
         let names: Vec<_> = failed.iter().map(|(e, _)| (e.topic().to_owned(), e.partition())).collect();
         let mut state = self.shared.state();
-        for epoch in state.epochs_of(&names) {
-            if let Some(partition) = state.partitions.get_mut(&epoch) {
+        let epochs = state.epochs_of(&names);
+        // A failure that names no partition may be of any.
+        let is_of_any = result.is_err() && names.is_empty();
+        for (epoch, partition) in &mut state.partitions {
+            if is_of_any || epochs.contains(epoch) {
                 partition.tell_again();
             }
         }
@@ -170,11 +176,11 @@ impl ConsumerContext for Context {
 /// Gathers what is to be committed of each partition.
 fn positions(
     state: &mut State,
-    mut of: impl FnMut(&mut Partition) -> Option<Position>,
+    mut of: impl FnMut(u64, &mut Partition) -> Option<Position>,
 ) -> Option<TopicPartitionList> {
     let mut positions = TopicPartitionList::new();
-    for partition in state.partitions.values_mut() {
-        let Some(Position { offset, metadata }) = of(partition) else { continue };
+    for (epoch, partition) in &mut state.partitions {
+        let Some(Position { offset, metadata }) = of(*epoch, partition) else { continue };
         let mut element = positions.add_partition(&partition.topic, partition.number);
         // It fails for a position that is none.
         let _ = element.set_offset(Offset::Offset(offset));
@@ -185,11 +191,14 @@ fn positions(
     (positions.count() > 0).then_some(positions)
 }
 
-/// Tells librdkafka the positions that it is to commit as it gives partitions back, which it does for certain, and without
-/// our waiting for it.
-fn store(shared: &Shared, client: &Client) {
+/// Tells librdkafka the positions that it is to commit as it gives these partitions back, or all, which it does for certain,
+/// and without our waiting for it.
+fn store(shared: &Shared, client: &Client, epochs: Option<&[u64]>) {
     let sparse = !client.context().is_plain.load(Ordering::Relaxed);
-    let last = positions(&mut shared.state(), |partition| partition.take_last(sparse));
+    let is_meant = |epoch| epochs.is_none_or(|epochs| epochs.contains(&epoch));
+    let last = positions(&mut shared.state(), |epoch, partition| {
+        is_meant(epoch).then(|| partition.take_last(sparse)).flatten()
+    });
     if let Some(Err(error)) = last.map(|last| client.store_offsets(&last)) {
         tracing::debug!(%error, "the last positions were not taken");
     }
@@ -199,6 +208,7 @@ fn store(shared: &Shared, client: &Client) {
 pub(crate) fn run(shared: &Shared, client: Client, destination: &Destination) {
     let mut committer = Committer { last: Instant::now(), interval: destination.commit_interval };
     let mut is_full = false;
+    let mut has_left = false;
     loop {
         // Once partitions are paused, only what makes them go on again is waited for.
         is_full = !shared.wait_for_room(if is_full { Duration::ZERO } else { PATIENCE })
@@ -209,8 +219,13 @@ pub(crate) fn run(shared: &Shared, client: Client, destination: &Destination) {
         pause_and_resume(shared, &client, is_full);
         take_in(shared, &client, destination);
         committer.run(shared, &client);
+        // A group gives partitions to its members only, and all or none are ours.
+        if !has_left && shared.is_done() {
+            has_left = true;
+            client.unsubscribe();
+        }
     }
-    store(shared, &client);
+    store(shared, &client, None);
     // Commits, and leaves the group.
     drop(client);
 }
@@ -304,16 +319,16 @@ impl Committer {
         let is_due = since >= self.interval.max(IDLE_COMMIT);
         let context = client.context();
         let may_be_early = since >= IDLE_COMMIT && !context.is_failing.load(Ordering::Relaxed);
-        if !is_due && !(may_be_early && is_idle(shared)) {
+        if !(is_due || may_be_early && is_idle(shared)) {
             return;
         }
         let sparse = !context.is_plain.load(Ordering::Relaxed);
-        let untold = positions(&mut shared.state(), |partition| partition.take_untold(sparse));
+        let untold = positions(&mut shared.state(), |_, partition| partition.take_untold(sparse));
         if is_due || untold.is_some() {
             self.last = Instant::now();
         }
         let Some(untold) = untold else { return };
-        if let Err(error) = client.commit(&untold, CommitMode::Async) {
+        if let Err(error) = native::commit(client.client(), &untold) {
             context.commit_callback(Err(error), &untold);
         }
     }

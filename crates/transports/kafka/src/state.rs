@@ -121,6 +121,12 @@ impl Shared {
         drop(drained);
     }
 
+    /// Whether nothing is handed out any more, and nothing is out.
+    pub(crate) fn is_done(&self) -> bool {
+        let state = self.state();
+        state.phase > Phase::Running && state.partitions.values().all(|partition| partition.out == 0)
+    }
+
     /// Takes records in, and wakes who waits for them.
     pub(crate) fn insert(&self, received: Vec<(u64, Received)>) {
         let now = (Instant::now(), Timestamp::now());

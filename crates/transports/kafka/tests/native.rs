@@ -10,12 +10,16 @@
 #[path = "native/rig.rs"]
 mod rig;
 
+#[path = "native/acked.rs"]
+mod acked;
 #[path = "native/admin.rs"]
 mod admin;
 #[path = "native/connecting.rs"]
 mod connecting;
 #[path = "native/consuming.rs"]
 mod consuming;
+#[path = "native/diagnosing.rs"]
+mod diagnosing;
 #[path = "native/foreign.rs"]
 mod foreign;
 #[path = "native/mock.rs"]

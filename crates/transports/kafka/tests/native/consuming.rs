@@ -219,6 +219,34 @@ async fn a_waiting_receive_returns_when_stopped_and_what_is_held_can_be_settled(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_stopped_consumer_has_not_handed_out_goes_to_others_once_the_rest_is_settled() {
+    let test = "what_a_stopped_consumer_has_not_handed_out_goes_to_others_once_the_rest_is_settled";
+    let Some(rig) = Rig::new(test).await else { return };
+    let topic = rig.topic("partitions=1").await;
+    let publisher = rig.publisher(&topic).await;
+    for n in 0..10 {
+        publisher.publish(message(n.to_string())).await.unwrap();
+    }
+    let first = rig.transport.consumer(&topic, &options()).await.unwrap();
+    let held = first.receive(NonZeroUsize::MIN, Duration::from_secs(60)).await.unwrap();
+    first.stop().await;
+    let mut second = rig.consumer(&topic).await;
+    assert!(nothing(&mut second, Duration::from_secs(5)).await);
+    assert!(first.settle(&[(held[0].token, Settlement::Ack)]).await[0].is_ok());
+    // The first is still open.
+    for n in 1..10 {
+        let delivery = next(&mut second).await;
+        assert_eq!(body(&delivery), n.to_string());
+        delivery.ack().await.unwrap();
+    }
+    first.close().await.unwrap();
+    second.close().await.unwrap();
+    assert_eq!(rig.depth(&topic).await, 0);
+    publisher.close().await.unwrap();
+    rig.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn where_a_new_group_begins_is_the_addresss_choice() {
     let Some(rig) = Rig::new("where_a_new_group_begins_is_the_addresss_choice").await else { return };
     let topic = rig.topic("partitions=1").await;
