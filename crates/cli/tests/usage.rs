@@ -67,7 +67,7 @@ fn a_bad_address_is_told_without_its_password() {
     for (url, expected) in [
         ("jobs", "no scheme"),
         ("amqp://user:hunter2@host/%2f?queue=a b", "byte"),
-        ("nosuch://user:hunter2@host/x", "this build has memory, amqp"),
+        ("nosuch://user:hunter2@host/x", "unknown scheme 'nosuch'; this build has "),
         ("amqp://user:hunter2@host/%2f?qeue=jobs", "did you mean 'queue'?"),
         ("amqp://user:hunter2@host/%2f?queue=a&queue=b", "given twice"),
     ] {

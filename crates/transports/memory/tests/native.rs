@@ -238,7 +238,7 @@ async fn missing_and_deleted_queues_are_said_to_be_so() {
         ("memory:", "names no bus"),
         ("memory://host?queue=q", "names no bus"),
         ("memory:b?queue=q&quue=x", "did you mean 'queue'"),
-        ("redis:b", "this build has memory"),
+        ("redis:b", "unknown scheme 'redis'; this build has "),
     ] {
         let error = Bus::connect(address).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidAddress);
