@@ -22,6 +22,7 @@ Addresses:
   sqs://NAME[?region=…][&endpoint=URL]             Amazon SQS; also sqs:ARN and sqs:https://queue-url
   sns://TOPIC[?queue=NAME]                         Amazon SNS, consumed through a subscribed queue
   eventbridge://BUS?source=NAME[&queue=NAME]       Amazon EventBridge, consumed through a rule's queue
+  kafka://host:9092,host:9092/TOPIC?group=NAME     Kafka
   memory:NAME?queue=NAME                           within one process: only for `demo` and `conform`
 
 Exit codes:

@@ -29,6 +29,7 @@ const BROKEN: &[(&str, M, &str)] = &[
     ("close_sends_what_was_queued", M::AnswersBeforeStoring, "of 200 messages have come"),
     ("publish_after_close_is_refused", M::PublishesAfterClose, "the driver: [Ok"),
     ("unroutable_is_told", M::DropsUnroutable, "a topic without subscriptions: Ok"),
+    ("unroutable_is_told", M::DeniesThatItTells, "declared not to be told, and the answer is Err"),
     ("competing_consumers_share", M::DeliversTwice, "duplicates of 200 messages"),
     ("each_subscription_gets_everything", M::SubscriptionsCompete, "messages have come"),
     ("receive_gives_no_more_than_asked", M::GivesMoreThanAsked, "where 3 were asked for"),

@@ -22,8 +22,8 @@ use crate::error::{Error, ErrorKind, Result};
 const REDACTED: &str = "***";
 
 /// A parsed address. [`Display`](fmt::Display) and [`Debug`](fmt::Debug) show it with user info and secret options
-/// (those whose names contain `pass`, `pwd`, `secret`, `token`, `credential`, `api_key`, `access_key` or `private_key`) as
-/// `***`.
+/// (those whose names contain `pass`, `pwd`, `secret`, `token`, `credential`, `api_key`, `access_key`, `private_key` or
+/// `key.pem`) as `***`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Address {
     scheme: String,
@@ -42,12 +42,22 @@ pub struct Address {
 /// One option that a transport understands: for checking addresses, and for `--help` and the docs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AddressOption {
-    /// Its name, as in `?name=value`.
+    /// Its name, as in `?name=value`; with a `*` at its end, all names that begin so.
     pub name: &'static str,
     /// What its value looks like, such as `NAME`, `DURATION` or `a|b`.
     pub value: &'static str,
     /// One sentence on what it does.
     pub help: &'static str,
+}
+
+impl AddressOption {
+    /// Whether a name is this option's. Of a family (`kafka.*`), what stands for the `*` is not empty.
+    fn is(&self, name: &str) -> bool {
+        match self.name.strip_suffix('*') {
+            Some(family) => name.strip_prefix(family).is_some_and(|rest| !rest.is_empty()),
+            None => self.name == name,
+        }
+    }
 }
 
 impl Address {
@@ -132,7 +142,7 @@ impl Address {
     /// Refuses options that no role of this transport knows, naming the nearest that it does.
     pub fn check_options(&self, known: &[AddressOption]) -> Result<()> {
         for (name, _) in self.options() {
-            if known.iter().any(|option| option.name == name) {
+            if known.iter().any(|option| option.is(name)) {
                 continue;
             }
             let nearest = known
@@ -174,6 +184,12 @@ impl Address {
     /// The same address at another host and port.
     pub fn with_authority(self, authority: &str) -> Self {
         Self { authority: Some(authority.to_owned()), ..self }
+    }
+
+    /// The same address with another path, which must be percent-encoded where that is needed.
+    pub fn with_path(mut self, path: impl Into<String>) -> Self {
+        self.path = path.into();
+        self
     }
 
     /// The same connection with the options, and so the destination, of another address.
@@ -324,7 +340,7 @@ fn without_user_info(text: &str) -> Cow<'_, str> {
 
 fn is_secret(option: &str) -> bool {
     let name = option.to_ascii_lowercase();
-    ["pass", "pwd", "secret", "token", "credential", "api_key", "access_key", "private_key"]
+    ["pass", "pwd", "secret", "token", "credential", "api_key", "access_key", "private_key", "key.pem"]
         .iter()
         .any(|word| name.contains(word))
 }
@@ -376,6 +392,8 @@ mod tests {
             "amqp://host/?tls_password=hunter2",
             "sqs:https://user:hunter2@host/q",
             "sqs://q?session_token=hunter2",
+            "kafka://b/t?kafka.ssl.key.pem=hunter2",
+            "kafka://b/t?kafka.sasl.password=hunter2",
             "sqs://q?endpoint=http://user:hunter2@host/x",
         ] {
             let address = parse(text);
@@ -429,6 +447,11 @@ mod tests {
         let known = [AddressOption { name: "queue", value: "NAME", help: "" }];
         let error = parse("memory:a?qeue=x").check_options(&known).unwrap_err();
         assert!(error.to_string().contains("did you mean 'queue'?"), "{error}");
+        let family = [AddressOption { name: "kafka.*", value: "VALUE", help: "" }];
+        assert!(parse("kafka:a?kafka.acks=1").check_options(&family).is_ok());
+        for unknown in ["kafka:a?kafka.=1", "kafka:a?acks=1"] {
+            assert!(parse(unknown).check_options(&family).is_err(), "{unknown}");
+        }
         let error = parse("memory:a?completely=x").check_options(&known).unwrap_err();
         assert!(error.to_string().contains("there are queue"), "{error}");
     }

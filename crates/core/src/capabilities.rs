@@ -136,6 +136,8 @@ pub struct Capabilities {
     pub dead_letter: Level,
     /// Fan-out: each subscription gets every message.
     pub fan_out: Level,
+    /// Publishing where nobody subscribes is told, as `Unroutable`. `No`: it is accepted, whether anybody will read it or not.
+    pub unroutable: Level,
     /// Reading without consuming.
     pub browse: Browse,
     /// What `Ok` of a settlement means.
@@ -202,6 +204,7 @@ impl Capabilities {
             ("reach", format!("{:?}", self.reach).to_lowercase()),
             ("order per key", self.order.to_string()),
             ("fan-out", self.fan_out.to_string()),
+            ("nobody subscribes: told", self.unroutable.to_string()),
             ("delay", self.delay.to_string()),
             ("deduplication", self.deduplication.to_string()),
             ("priority", self.priority.to_string()),
@@ -254,6 +257,7 @@ pub const MEMORY: Capabilities = Capabilities {
     delivery_count: Level::Native,
     dead_letter: Level::Native,
     fan_out: Level::Native,
+    unroutable: Level::Native,
     browse: Browse::Native,
     settle: SettleMeaning::Confirmed,
     retry: RetryMeans::Republish,
@@ -281,6 +285,8 @@ pub const RABBITMQ: Capabilities = Capabilities {
     // A confirmed publish with the reason, then the ack.
     dead_letter: Level::Emulated,
     fan_out: Level::Native,
+    // The broker returns what it can route to no queue.
+    unroutable: Level::Native,
     browse: Browse::Disturbing,
     settle: SettleMeaning::Deferred,
     retry: RetryMeans::Republish,
@@ -317,6 +323,8 @@ pub const SQS: Capabilities = Capabilities {
     // Sent to the dead-letter queue with the reason, then deleted.
     dead_letter: Level::Emulated,
     fan_out: Level::No,
+    // Told by a look at subscriptions or rules: only SNS and EventBridge have such a thing.
+    unroutable: Level::Native,
     // Received and given back: receive counts rise.
     browse: Browse::Disturbing,
     // Deletes go in batches of ten.
@@ -382,6 +390,45 @@ pub const EVENTBRIDGE: Capabilities = Capabilities {
         ..SQS.limits
     },
     ..SQS
+};
+
+/// Apache Kafka, with consumer groups.
+pub const KAFKA: Capabilities = Capabilities {
+    transport: "kafka",
+    system: "kafka",
+    reach: Reach::Network,
+    // A key's messages are in one partition, which is a log; what was handed out before one of them is retried is not
+    // called back.
+    order: Level::Emulated,
+    delay: Level::No,
+    // The idempotent producer drops its own resends only, not a second publish of the same operation.
+    deduplication: Level::No,
+    priority: Level::No,
+    // Checked by the consumer.
+    expiry: Level::Emulated,
+    // The broker keeps a position, not a count; attempts are counted by our own header.
+    delivery_count: Level::No,
+    // A publish to the dead-letter topic with the reason, then the commit.
+    dead_letter: Level::Emulated,
+    fan_out: Level::Native,
+    // A topic is a log: it keeps what a group may read that does not exist yet.
+    unroutable: Level::No,
+    browse: Browse::Native,
+    settle: SettleMeaning::Deferred,
+    retry: RetryMeans::InPlace,
+    lease: Lease::None,
+    // The idempotent producer keeps a partition's order over its resends.
+    key_pipeline: KeyPipeline::Safe,
+    publish_calls: 1,
+    limits: Limits {
+        // max.message.bytes, 1,048,588 by default, headers and key included: https://kafka.apache.org/documentation/#topicconfigs_max.message.bytes
+        // Less what key and headers are given of it.
+        payload_bytes: Some(1_048_588 - 2_048),
+        header_bytes: None,
+        batch_entries: 256,
+        batch_bytes: None,
+        delay: None,
+    },
 };
 
 #[cfg(test)]

@@ -153,7 +153,7 @@ impl Delivery {
     pub fn is_lease_lost(&self) -> bool {
         match (&self.shared.leases, self.lease) {
             (Some(leases), Some(key)) => leases.is_lost(key),
-            _ => self.message.token.epoch != self.shared.driver.epoch(),
+            _ => !self.shared.driver.is_current(&self.message.token),
         }
     }
 
@@ -435,7 +435,7 @@ impl Delivery {
     }
 
     fn check_held(&self) -> Result<()> {
-        if self.message.token.epoch == self.shared.driver.epoch() && !self.is_lease_lost() {
+        if self.shared.driver.is_current(&self.message.token) && !self.is_lease_lost() {
             return Ok(());
         }
         Err(stale().at("settle", &self.shared.address))

@@ -305,6 +305,12 @@ pub trait Consumer: Send + Sync + 'static {
     /// The epoch of tokens that can still be settled; see [`Token::epoch`]. Cheap: it is asked at each settlement.
     fn epoch(&self) -> u64;
 
+    /// Whether a token can still be settled, as far as that is known without asking the broker. Where several epochs live
+    /// side by side (Kafka: one for each partition), the driver looks it up; it is as cheap as [`epoch`](Self::epoch).
+    fn is_current(&self, token: &Token) -> bool {
+        token.epoch == self.epoch()
+    }
+
     /// Takes no more messages: a waiting `receive` returns, and what is buffered in the driver is released. Settling
     /// goes on.
     async fn stop(&self);

@@ -17,6 +17,7 @@ pub mod diagnosis;
 pub mod driver;
 mod envelope;
 mod error;
+pub mod gate;
 pub mod headers;
 mod lease;
 mod metrics;

@@ -34,6 +34,8 @@ pub use throughline_core::*;
 
 #[cfg(feature = "eventbridge")]
 pub use throughline_eventbridge as eventbridge;
+#[cfg(feature = "kafka")]
+pub use throughline_kafka as kafka;
 #[cfg(feature = "memory")]
 pub use throughline_memory as memory;
 #[cfg(feature = "rabbitmq")]

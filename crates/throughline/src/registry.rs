@@ -8,6 +8,8 @@ pub fn registrations() -> impl Iterator<Item = &'static Registration> {
     [
         #[cfg(feature = "eventbridge")]
         &throughline_eventbridge::REGISTRATION,
+        #[cfg(feature = "kafka")]
+        &throughline_kafka::REGISTRATION,
         #[cfg(feature = "memory")]
         &throughline_memory::REGISTRATION,
         #[cfg(feature = "rabbitmq")]

@@ -1,4 +1,4 @@
-//! The README's matrix is what the code says. `UPDATE_README=1 cargo test -p throughline --test matrix` rewrites it.
+//! The README's matrix is what the code says. `UPDATE_README=1 cargo test -p throughline --features kafka --test matrix` rewrites it.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::fmt::Write;
@@ -40,6 +40,6 @@ fn the_readme_shows_the_capability_table() {
     assert_eq!(
         shown,
         matrix(),
-        "README.md is not up to date: UPDATE_README=1 cargo test -p throughline --test matrix"
+        "README.md is not up to date: UPDATE_README=1 cargo test -p throughline --features kafka --test matrix"
     );
 }

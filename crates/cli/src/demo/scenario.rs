@@ -50,14 +50,22 @@ impl Scenario {
     pub(super) async fn prepare(via: &str) -> Result<Self, Failure> {
         let address: Address = via.parse()?;
         let transport = registered(&address)?;
-        let knows_queues = transport.options.iter().any(|option| option.name == "queue");
-        let named = ["queue", "topic", "exchange"].iter().any(|option| address.option(option).is_some());
-        if named || !knows_queues {
+        let knows = |name: &str| transport.options.iter().any(|option| option.name == name);
+        // Where there are groups, the topic is the path.
+        let (queues, groups) = (knows("queue"), knows("group"));
+        let named = ["queue", "topic", "exchange"].iter().any(|option| address.option(option).is_some())
+            || (groups && !address.path().trim_matches('/').is_empty());
+        if named || !(queues || groups) {
             return Ok(Self { bus: Bus::connect_to(address).await?, created: false });
         }
         // A random state is seeded by the system.
         let unique = RandomState::new().hash_one(std::process::id());
-        let address = address.with_option("queue", &format!("throughline-demo-{unique:016x}"));
+        let name = format!("throughline-demo-{unique:016x}");
+        let address = if groups {
+            address.with_path(format!("/{name}")).with_option("group", &name)
+        } else {
+            address.with_option("queue", &name)
+        };
         let bus = Bus::connect_to(address).await?;
         match bus.create("").await {
             Ok(_) => Ok(Self { bus, created: true }),

@@ -126,6 +126,7 @@ fn within(at_best: &Capabilities, resolved: &Capabilities, what: &str) -> Result
             ("delivery count", capabilities.delivery_count),
             ("dead letter", capabilities.dead_letter),
             ("fan-out", capabilities.fan_out),
+            ("telling of what is unroutable", capabilities.unroutable),
         ]
     };
     for ((name, best), (_, here)) in levels(at_best).into_iter().zip(levels(resolved)) {

@@ -42,6 +42,7 @@ pub enum Mutation {
     WedgesAfterAnError,
     PublishesAfterClose,
     DropsUnroutable,
+    DeniesThatItTells,
     Reorders,
     RefusesLongCalls,
     RefusesHalfTheLimit,
@@ -160,6 +161,7 @@ impl Mutant {
             Mutation::IgnoresHeaderLimit => capabilities.limits.header_bytes = Some(LIMIT),
             Mutation::RefusesLongDelays => capabilities.limits.delay = Some(Duration::from_secs(3600)),
             Mutation::ExtendsWhatIsFixed => capabilities.lease = Lease::Fixed(Duration::from_secs(3600)),
+            Mutation::DeniesThatItTells => capabilities.unroutable = Level::No,
             Mutation::DeclaresMoreThanTheTransport => capabilities.deduplication = Level::No,
             _ => {}
         }

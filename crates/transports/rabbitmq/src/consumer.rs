@@ -20,13 +20,13 @@ use lapin::options::{
 use lapin::types::{FieldTable, ShortString};
 use throughline_core::capabilities::Lease;
 use throughline_core::driver::{self, Delivery, Endpoint, Settlement, Token};
+use throughline_core::gate::Gate;
 use throughline_core::{Capabilities, ConsumeOptions, Error, ErrorKind, Order, Result, Retry, Timestamp};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::config::{Destination, Route};
 use crate::connect::{answer, backoff, close_channel, opened};
-use crate::gate::Gate;
 use crate::message::{deliver, has_expired_on_the_way};
 use crate::publisher::missing;
 use crate::republish::Republisher;
@@ -69,7 +69,7 @@ pub(crate) struct Inner {
     /// `None` between the loss of a channel and the next.
     pub(crate) session: Option<Session>,
     pub(crate) window: Window<Entry>,
-    pub(crate) gate: Gate,
+    pub(crate) gate: Gate<Bytes>,
     /// Received and not handed out: they waited for another of their key.
     pub(crate) ready: VecDeque<u64>,
     /// When an ack was last written.

@@ -12,7 +12,6 @@ mod error;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
-mod gate;
 mod message;
 mod publisher;
 mod republish;

@@ -1,14 +1,16 @@
-//! Keeps a key's messages behind the one that is being retried in its place.
+//! Keeps a key's messages behind the one that is being retried in its place: for adapters whose broker cannot.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::Hash;
 
-use bytes::Bytes;
 use tokio::time::Instant;
 
 /// The keys of which a message failed. From then until it is settled, later messages of the key that have not been handed
 /// out wait; several that failed are handed out again one after the other, in the queue's order.
-#[derive(Debug, Default)]
-pub(crate) struct Gate(HashMap<Bytes, Key>);
+///
+/// A message is a tag, higher for later ones. Nothing here is bounded: the adapter bounds its unsettled messages.
+#[derive(Debug)]
+pub struct Gate<K>(HashMap<K, Key>);
 
 #[derive(Debug, Default)]
 struct Key {
@@ -23,14 +25,20 @@ enum Turn {
     Out,
 }
 
-impl Gate {
+impl<K> Default for Gate<K> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<K: Hash + Eq + Clone> Gate<K> {
     /// Holds a failed message until it is due.
-    pub(crate) fn hold(&mut self, key: &Bytes, tag: u64, due: Instant) {
+    pub fn hold(&mut self, key: &K, tag: u64, due: Instant) {
         self.0.entry(key.clone()).or_default().retried.insert(tag, Turn::Due(due));
     }
 
     /// Whether a message must wait; then it is kept.
-    pub(crate) fn park(&mut self, key: &Bytes, tag: u64) -> bool {
+    pub fn park(&mut self, key: &K, tag: u64) -> bool {
         match self.0.get_mut(key) {
             Some(key) if !key.retried.contains_key(&tag) => {
                 key.parked.push_back(tag);
@@ -41,7 +49,7 @@ impl Gate {
     }
 
     /// A message is settled; gives those that waited for it alone.
-    pub(crate) fn settled(&mut self, key: &Bytes, tag: u64) -> VecDeque<u64> {
+    pub fn settled(&mut self, key: &K, tag: u64) -> VecDeque<u64> {
         let Some(state) = self.0.get_mut(key) else { return VecDeque::new() };
         state.retried.remove(&tag);
         state.parked.retain(|parked| *parked != tag);
@@ -52,7 +60,7 @@ impl Gate {
     }
 
     /// Hands out again what is due, at most `max`.
-    pub(crate) fn take_due(&mut self, now: Instant, max: usize) -> Vec<u64> {
+    pub fn take_due(&mut self, now: Instant, max: usize) -> Vec<u64> {
         let mut due = Vec::new();
         for key in self.0.values_mut() {
             if due.len() == max {
@@ -68,14 +76,24 @@ impl Gate {
         due
     }
 
+    /// Whether a message is being retried here, so that a settlement has to be told.
+    pub fn is_retried(&self, key: &K, tag: u64) -> bool {
+        self.0.get(key).is_some_and(|key| key.retried.contains_key(&tag))
+    }
+
+    /// Whether no key is held.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// When the next message is due.
-    pub(crate) fn next_due(&self) -> Option<Instant> {
+    pub fn next_due(&self) -> Option<Instant> {
         let firsts = self.0.values().filter_map(|key| key.retried.first_key_value());
         firsts.filter_map(|(_, turn)| if let Turn::Due(at) = turn { Some(*at) } else { None }).min()
     }
 
-    /// All that is kept here and not handed out.
-    pub(crate) fn drain(&mut self) -> Vec<u64> {
+    /// All that is kept here and not handed out; afterwards no key is held.
+    pub fn drain(&mut self) -> Vec<u64> {
         let keys = std::mem::take(&mut self.0);
         let kept = keys.into_values().flat_map(|key| {
             let held = key.retried.into_iter().filter(|(_, turn)| *turn != Turn::Out).map(|(tag, _)| tag);
@@ -90,6 +108,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use bytes::Bytes;
 
     #[test]
     fn nothing_of_a_key_overtakes_its_retried_message() {
@@ -105,6 +124,7 @@ mod tests {
         assert_eq!(gate.next_due(), Some(now + second * 2));
         assert!(gate.take_due(now + second, 10).is_empty());
         assert_eq!(gate.take_due(now + second * 2, 10), [1]);
+        assert!(gate.is_retried(&a, 1) && !gate.is_retried(&a, 3) && !gate.is_retried(&b, 4));
         assert_eq!(gate.next_due(), None);
         assert!(gate.take_due(now + second * 9, 10).is_empty());
         assert!(gate.settled(&a, 1).is_empty());
@@ -115,7 +135,7 @@ mod tests {
         assert_eq!(gate.take_due(now + second * 10, 10), [2]);
         assert_eq!(gate.settled(&a, 2), [3, 5, 6]);
         assert!(!gate.park(&a, 7));
-        assert!(gate.0.is_empty());
+        assert!(gate.is_empty());
     }
 
     #[test]

@@ -1,0 +1,37 @@
+#![doc = include_str!("../README.md")]
+
+mod acked;
+mod admin;
+mod codec;
+mod config;
+mod connect;
+mod consumer;
+mod deadletter;
+mod diagnose;
+mod error;
+mod message;
+mod native;
+mod onward;
+mod partition;
+mod poll;
+mod publisher;
+mod state;
+mod transport;
+
+use throughline_core::capabilities;
+use throughline_core::driver::Registration;
+
+pub use message::Message;
+pub use rdkafka;
+
+/// How this transport presents itself to `Bus::connect`.
+pub const REGISTRATION: Registration = Registration {
+    name: "kafka",
+    schemes: &["kafka"],
+    options: config::OPTIONS,
+    capabilities: &capabilities::KAFKA,
+    connect: transport::connect,
+    sibling: config::sibling,
+    // The brokers' own list says where to go.
+    endpoint: |_| None,
+};

@@ -1,0 +1,50 @@
+"""A foreign Kafka client for the interoperability tests: `get SERVERS TOPIC` or `put SERVERS TOPIC < message.json`.
+
+It knows nothing of Throughline. `get` prints the first record of the topic as JSON, every header with the Python type of
+its value; `put` publishes the JSON it reads: {"body": text, "key": text or null, "headers": [[name, text or null], ...]}.
+"""
+
+import json
+import sys
+
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+
+def typed(value):
+    if value is None:
+        return {"type": "NoneType", "value": None}
+    try:
+        return {"type": "str", "value": value.decode("utf-8")}
+    except UnicodeDecodeError:
+        return {"type": "bytes", "value": value.hex()}
+
+
+def get(servers, topic):
+    consumer = Consumer({"bootstrap.servers": servers, "group.id": "foreign", "enable.auto.commit": False})
+    consumer.assign([TopicPartition(topic, 0, 0)])
+    message = consumer.poll(20)
+    if message is None or message.error():
+        sys.exit(f"no record in {topic} within 20 s: {message and message.error()}")
+    print(json.dumps({
+        "body": message.value() and message.value().decode("utf-8"),
+        "key": message.key() and message.key().decode("utf-8"),
+        "headers": [[name, typed(value)] for name, value in message.headers() or []],
+        "timestamp": message.timestamp()[1],
+    }))
+    consumer.close()
+
+
+def put(servers, topic):
+    message = json.load(sys.stdin)
+    headers = [(name, value if value is None else value.encode("utf-8")) for name, value in message["headers"]]
+    failed = []
+    producer = Producer({"bootstrap.servers": servers})
+    producer.produce(topic, message["body"].encode("utf-8"), message["key"], headers=headers,
+                     on_delivery=lambda error, _: error and failed.append(error))
+    producer.flush(20)
+    if failed:
+        sys.exit(str(failed[0]))
+
+
+command, servers, topic = sys.argv[1:4]
+{"get": get, "put": put}[command](servers, topic)
