@@ -1,6 +1,7 @@
 //! `demo`: one request, followed through HTTP, a queue, a failed attempt and a retry, as one trace.
 
 mod http;
+mod planner;
 mod scenario;
 mod services;
 mod span;
@@ -50,10 +51,11 @@ pub(crate) fn run(
         let lines: Result<String, Failure> = rows.iter().map(|row| json_line(row.span)).collect();
         output::print(&lines?)?;
     } else {
-        let address: throughline::Address = args.via.parse()?;
-        let mut text = story::before(&address, &trace, width(), paint);
+        let jobs: throughline::Address = args.via.parse()?;
+        let events = args.events.as_ref().map(|events| events.parse()).transpose()?;
+        let mut text = story::before(&jobs, events.as_ref(), &trace, width(), paint);
         text.push_str(&waterfall::render(&rows, width(), paint));
-        text.push_str(&story::after(&rows, others, &address, width(), paint));
+        text.push_str(&story::after(&rows, others, &jobs, width(), paint));
         output::print(&text)?;
     }
     Ok(Exit::Ok)
@@ -65,7 +67,7 @@ async fn play(args: &DemoArgs, console: &Console) -> Result<Option<String>, Fail
     let mut stop = Stop::listen()?;
     let stage = Stage::default();
     let scenario = tokio::select! {
-        scenario = tokio::time::timeout(TIMEOUT, Scenario::prepare(&args.via)) => {
+        scenario = tokio::time::timeout(TIMEOUT, Scenario::prepare(&args.via, args.events.as_deref())) => {
             scenario.map_err(|_| late("connecting"))??
         }
         () = stop.wait() => return Ok(None),
