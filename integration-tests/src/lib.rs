@@ -1,6 +1,7 @@
 //! Throughline against real brokers and foreign clients; the tests are in `tests/`, and what they share is here.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+pub mod aws;
 pub mod flow;
 pub mod ledger;
 
@@ -43,7 +44,26 @@ pub fn foreign(script: &str, test: &str) -> Option<Command> {
 
 /// Runs a program to its end with this on its standard input, and gives its standard output. A failure panics with all
 /// that the program said.
-pub async fn run(mut command: Command, input: &str) -> String {
+pub async fn run(command: Command, input: &str) -> String {
+    let shown = format!("{command:?}");
+    let Ended { code, stdout, stderr } = end(command, input).await;
+    assert!(code == 0, "{shown}: {code}\n{stderr}");
+    stdout
+}
+
+/// How a program ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit code.
+    pub code: i32,
+    /// What it wrote.
+    pub stdout: String,
+    /// What it said besides.
+    pub stderr: String,
+}
+
+/// Runs a program to its end with this on its standard input.
+pub async fn end(mut command: Command, input: &str) -> Ended {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let mut stdin = child.stdin.take().expect("piped");
@@ -53,9 +73,12 @@ pub async fn run(mut command: Command, input: &str) -> String {
         .await
         .unwrap_or_else(|_| panic!("{command:?} did not end within {PROGRAM_TIMEOUT:?}"))
         .expect("the program can be waited for");
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {}\n{stderr}", output.status);
-    String::from_utf8(output.stdout).expect("the program writes UTF-8")
+    let text = |bytes| String::from_utf8(bytes).expect("the program writes UTF-8");
+    Ended {
+        code: output.status.code().expect("it ends by itself"),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    }
 }
 
 /// The lines of a program's output, as JSON.

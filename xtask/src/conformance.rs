@@ -21,6 +21,8 @@ const CASES: &str = "crates/conformance/README.md";
 #[derive(Debug, Deserialize)]
 pub(crate) struct Report {
     transport: String,
+    /// What sets it apart from another of the same transport (`fifo`).
+    variant: Option<String>,
     version: Option<String>,
     cases: Vec<Case>,
     ledger: Vec<Entry>,
@@ -55,6 +57,30 @@ impl Report {
         self.transport == transport
     }
 
+    /// Its column's.
+    fn name(&self) -> String {
+        let parts = [Some(self.transport.as_str()), self.variant.as_deref()];
+        parts.into_iter().flatten().collect::<Vec<_>>().join(" ")
+    }
+
+    /// The lines below the table: one for the cases of the same reason.
+    fn notes(&self) -> Vec<String> {
+        let mut notes: Vec<(String, &str, Vec<String>)> = Vec::new();
+        for entry in &self.ledger {
+            let (versions, case) = (entry.versions(), format!("`{}`", entry.case));
+            let same =
+                |(known, reason, _): &&mut (String, &str, _)| *known == versions && *reason == entry.reason;
+            match notes.iter_mut().find(same) {
+                Some((_, _, cases)) => cases.push(case),
+                None => notes.push((versions, &entry.reason, vec![case])),
+            }
+        }
+        let line = |(versions, reason, cases): (String, &str, Vec<String>)| {
+            format!("- {}{versions}: {}: {reason}.", self.name(), cases.join(", "))
+        };
+        notes.into_iter().map(line).collect()
+    }
+
     /// What a table shows of a case. Not what this one version of the broker happened to do where the ledger has an entry:
     /// tables are to be the same on every machine.
     fn cell(&self, case: &Case) -> String {
@@ -78,7 +104,7 @@ pub(crate) fn read(folder: &Path) -> Result<Vec<Report>> {
             let text = fs::read_to_string(&path)?;
             let report: Report = serde_json::from_str(&text)
                 .with_context(|| format!("{} is not a conformance report", path.display()))?;
-            reports.insert(report.transport.clone(), report);
+            reports.insert(report.name(), report);
         }
     }
     Ok(reports.into_values().collect())
@@ -92,7 +118,7 @@ pub(crate) fn render(reports: &[Report]) -> String {
     let width = names.iter().map(|name| name.len()).max().unwrap_or_default();
     let heads: Vec<_> = reports
         .iter()
-        .map(|report| format!("{} {}", report.transport, report.version.as_deref().unwrap_or_default()))
+        .map(|report| format!("{} {}", report.name(), report.version.as_deref().unwrap_or_default()))
         .map(|head| head.trim_end().to_owned())
         .collect();
     let column = heads.iter().map(String::len).max().unwrap_or_default().max(9);
@@ -134,12 +160,10 @@ pub(crate) fn stale(checkout: &Path, reports: &[Report], update: bool) -> Result
             marked.with_context(|| format!("{file} has no conformance table: the markers are missing"))?;
         let mut table = Table::parse(shown);
         for report in reports {
-            table.set(&report.transport, rows(report));
-            table.notes.retain(|note| !note.starts_with(&format!("- {}", report.transport)));
-            table.notes.extend(report.ledger.iter().map(|entry| {
-                let Entry { case, reason, .. } = entry;
-                format!("- {}{}: `{case}`: {reason}.", report.transport, entry.versions())
-            }));
+            let name = report.name();
+            table.set(&name, rows(report));
+            table.notes.retain(|note| !is_note_of(note, &name));
+            table.notes.extend(report.notes());
         }
         table.notes.sort();
         let drawn = table.draw();
@@ -151,6 +175,12 @@ pub(crate) fn stale(checkout: &Path, reports: &[Report], update: bool) -> Result
         }
     }
     Ok(stale)
+}
+
+/// Whether a line below a table is about this column, and not one whose name only begins the same.
+fn is_note_of(note: &str, column: &str) -> bool {
+    let rest = note.strip_prefix("- ").and_then(|note| note.strip_prefix(column));
+    rest.is_some_and(|rest| [":", " from ", " before "].iter().any(|start| rest.starts_with(start)))
 }
 
 /// A row's name, and its cell.
@@ -290,6 +320,23 @@ mod tests {
             [("x".to_owned(), "1 passed, 1 deviates".to_owned()), ("y".into(), "1 n/a".into())]
         );
         assert_eq!(cases(&report)[0], ("`odd`".to_owned(), "deviates before 2".to_owned()));
+    }
+
+    #[test]
+    fn a_variant_has_a_column_and_notes_of_its_own() {
+        let mut fifo = report("a", &[("x", "odd", "failed")]);
+        fifo.variant = Some("fifo".to_owned());
+        let again = |case: &str| Entry {
+            case: case.into(),
+            from: "".into(),
+            before: "2".into(),
+            reason: "so it is".into(),
+        };
+        fifo.ledger.push(again("even"));
+        assert_eq!(fifo.notes(), ["- a fifo before 2: `odd`, `even`: so it is."]);
+        assert!(
+            is_note_of("- a fifo before 2: `odd`: x.", "a fifo") && !is_note_of("- a fifo: `odd`: x.", "a")
+        );
     }
 
     #[test]

@@ -35,6 +35,11 @@ const BODY: &str = "tl-body";
 const OWN: [&str; 7] =
     [PACKED_HEADER, ID, TYPE, CONTENT_TYPE, BODY, wire::DEAD_LETTER_REASON, wire::DEAD_LETTER_SOURCE];
 
+/// Whether an attribute is one of ours, by its name.
+pub fn is_own(name: &str) -> bool {
+    OWN.contains(&name)
+}
+
 /// What stands for a payload that a body cannot hold.
 mod marker {
     /// The body is the payload in base64.
@@ -145,7 +150,7 @@ pub fn encode(envelope: &Envelope, hop: &Hop<'_>) -> Encoded {
         slots.trace_header(&envelope.headers, index, name, value);
     }
     for (_, (name, value)) in headers().filter(|(_, (name, _))| !is_trace_header(name)) {
-        let plain = !OWN.contains(&name) && is_attribute_name(name) && repeated.binary_search(&name).is_err();
+        let plain = !is_own(name) && is_attribute_name(name) && repeated.binary_search(&name).is_err();
         if !(plain && slots.place(name, value)) {
             slots.packed.headers.append(name, value.clone());
         }
@@ -309,20 +314,30 @@ pub struct Decoded {
     pub delay: Duration,
     /// The topic's ARN, where SNS had wrapped it.
     pub topic: Option<String>,
+    /// The body as it came, where something in the message is ours by its name, and cannot be read: nobody can decode that,
+    /// and who gives it on should give it on as it came.
+    pub undecodable: Option<String>,
 }
 
 impl Decoded {
     /// A first delivery.
     pub(crate) fn new(envelope: Envelope) -> Self {
-        Self { envelope, failed_attempts: 0, history: None, delay: Duration::ZERO, topic: None }
+        Self {
+            envelope,
+            failed_attempts: 0,
+            history: None,
+            delay: Duration::ZERO,
+            topic: None,
+            undecodable: None,
+        }
     }
 }
 
 /// Decodes a message, out of SNS's wrapping or EventBridge's event if it is in one; of a foreign one, what there is.
 ///
 /// What an attribute of ours says that Throughline sent to the queue itself is never unwrapped, whatever it looks like.
-pub fn decode(received: Received) -> Decoded {
-    let is_own = received.attributes.iter().any(|attribute| OWN.contains(&attribute.name.as_str()));
+pub fn decode(mut received: Received) -> Decoded {
+    let is_own = received.attributes.iter().any(|attribute| is_own(&attribute.name));
     if is_own {
         return decode_plain(received);
     }
@@ -330,8 +345,10 @@ pub fn decode(received: Received) -> Decoded {
         Notification::unwrap(&received.body)
     {
         // A topic can be a rule's target.
-        let inner = Received { body: message, attributes, message_id, ..received };
-        return Decoded { topic: Some(topic), ..decode_event(inner) };
+        let wrapped = std::mem::take(&mut received.body);
+        let decoded = decode_event(Received { body: message, attributes, message_id, ..received });
+        let undecodable = decoded.undecodable.map(|_| wrapped);
+        return Decoded { topic: Some(topic), undecodable, ..decoded };
     }
     decode_event(received)
 }
@@ -339,8 +356,9 @@ pub fn decode(received: Received) -> Decoded {
 fn decode_event(received: Received) -> Decoded {
     let Some(mut decoded) = event::decode(&received.body) else { return decode_plain(received) };
     // A queue's attributes say what became of an event that could not be delivered.
-    let others = decode_plain(received).envelope.headers;
-    for (name, value) in others {
+    let others = decode_plain(received);
+    decoded.undecodable = decoded.undecodable.or(others.undecodable);
+    for (name, value) in others.envelope.headers {
         if !is_trace_header(&name) || decoded.envelope.headers.trace(&name).is_none() {
             decoded.envelope.headers.append(name, value);
         }
@@ -360,8 +378,9 @@ fn decode_plain(received: Received) -> Decoded {
             envelope.headers.append(attribute.name, value);
         }
     }
+    let undecodable = own.is_broken(&body).then(|| body.clone());
     envelope.payload = own.payload(body);
-    let mut decoded = Decoded::new(envelope);
+    let mut decoded = Decoded { undecodable, ..Decoded::new(envelope) };
     if let Some(packed) = own.packed {
         unpack(packed, &mut decoded);
     }
@@ -387,12 +406,20 @@ fn decode_plain(received: Received) -> Decoded {
 struct Own {
     packed: Option<Packed>,
     marker: Option<&'static str>,
+    /// One has our name, and not our form.
+    odd: bool,
 }
 
 impl Own {
     /// Takes an attribute of ours; says whether it was one, in the form that we write.
     fn take(&mut self, attribute: &Attribute, envelope: &mut Envelope) -> bool {
-        self.try_take(attribute, envelope).is_some()
+        let taken = self.try_take(attribute, envelope).is_some();
+        self.odd |= !taken && is_own(&attribute.name);
+        taken
+    }
+
+    fn is_broken(&self, body: &str) -> bool {
+        self.odd || (self.marker == Some(marker::BASE64) && BASE64.decode(body).is_err())
     }
 
     fn try_take(&mut self, attribute: &Attribute, envelope: &mut Envelope) -> Option<()> {

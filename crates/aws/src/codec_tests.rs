@@ -29,7 +29,9 @@ fn over_the_wire(encoded: Encoded, group: Option<String>) -> Received {
 
 fn round_trip(envelope: &Envelope, grouped: bool) -> Envelope {
     let group = grouped.then(|| group::of(envelope.ordering_key.as_deref(), OperationId(1)));
-    decode(over_the_wire(encode(envelope, &Hop { grouped, ..Hop::default() }), group)).envelope
+    let decoded = decode(over_the_wire(encode(envelope, &Hop { grouped, ..Hop::default() }), group));
+    assert!(decoded.undecodable.is_none());
+    decoded.envelope
 }
 
 fn text() -> impl Strategy<Value = String> {
@@ -220,4 +222,31 @@ fn the_size_is_what_aws_counts() {
     let encoded = encode(&envelope, &Hop::default());
     // The body; tl-id, tl-type and h, each with "String" and one byte.
     assert_eq!(encoded.size(), 4 + (5 + 6 + 1) + (7 + 6 + 1) + (1 + 6 + 1));
+}
+
+#[test]
+fn what_is_ours_by_name_and_cannot_be_read_is_delivered_and_told() {
+    let received = |attributes: Vec<Attribute>| Received {
+        body: "not base64".to_owned(),
+        attributes,
+        message_id: "m-1".to_owned(),
+        ..Received::default()
+    };
+    for (name, text) in [("tl-body", "base64"), ("tl-body", "rot13"), ("tl-headers", "{\"h\":[[")] {
+        let decoded = decode(received(vec![Attribute::text(name, text)]));
+        assert_eq!(decoded.undecodable.as_deref(), Some("not base64"), "{name}={text}");
+        assert_eq!(decoded.envelope.payload.as_deref(), Some(&b"not base64"[..]));
+    }
+    let odd = Attribute { data_type: "Number".into(), ..Attribute::text("tl-id", "7") };
+    assert!(decode(received(vec![odd])).undecodable.is_some());
+    // What is not ours is never that.
+    for attributes in [vec![], vec![Attribute::text("other", "x"), Attribute::text("tl-other", "x")]] {
+        assert!(decode(received(attributes)).undecodable.is_none());
+    }
+    // In SNS's wrapping, it is the wrapping that goes on.
+    let body = r#"{"Type":"Notification","MessageId":"m","TopicArn":"t","Message":"?",
+        "MessageAttributes":{"tl-body":{"Type":"String","Value":"base64"}}}"#;
+    let decoded = decode(Received { body: body.to_owned(), ..Received::default() });
+    assert_eq!(decoded.undecodable.as_deref(), Some(body));
+    assert_eq!(decoded.envelope.payload.as_deref(), Some(&b"?"[..]));
 }

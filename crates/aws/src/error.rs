@@ -88,6 +88,12 @@ fn of_code(code: &str, message: &str, status: u16) -> Error {
     let name = code.rsplit(['#', '.']).next().unwrap_or(code);
     let name = name.strip_suffix("Exception").or(name.strip_suffix("Fault")).unwrap_or(name);
     let said = || format!("AWS says {code}: {}", clip(message));
+    let forbidden = || {
+        let said = said();
+        format!(
+            "{said}; the credentials are valid, but their policies, or the resource's own, do not allow this"
+        )
+    };
     let error = |kind, retry, text: String| Error::new(kind, text).with_retry(retry);
     match name {
         "Throttling"
@@ -143,7 +149,7 @@ fn of_code(code: &str, message: &str, status: u16) -> Error {
         | "KMSDisabled"
         | "KmsDisabled"
         | "OptInRequired"
-        | "InvalidSecurity" => error(ErrorKind::PermissionDenied, Retry::Never, said()),
+        | "InvalidSecurity" => error(ErrorKind::PermissionDenied, Retry::Never, forbidden()),
         "ReceiptHandleIsInvalid" | "MessageNotInflight" | "InvalidIdFormat" => {
             error(ErrorKind::Stale, Retry::Never, said())
         }

@@ -218,10 +218,18 @@ pub(crate) fn decode(body: &str) -> Option<Decoded> {
         envelope.message_type = None;
     }
     let data = || detail.get("data").and_then(Json::as_str);
+    let mut is_broken = false;
     envelope.payload = match form {
         form::TOMBSTONE => None,
         form::TEXT => data().map(|text| Bytes::copy_from_slice(text.as_bytes())),
-        form::BASE64 => data().and_then(|text| BASE64.decode(text).ok()).map(Bytes::from),
+        // What is not base64 is delivered as it is, so that it can be rejected.
+        form::BASE64 => data().map(|text| match BASE64.decode(text) {
+            Ok(bytes) => bytes.into(),
+            Err(_) => {
+                is_broken = true;
+                Bytes::copy_from_slice(text.as_bytes())
+            }
+        }),
         form::RAW => Some(without_metadata(detail).into()),
         _ => detail.get("data").map(|data| data.to_string().into()),
     };
@@ -235,7 +243,10 @@ pub(crate) fn decode(body: &str) -> Option<Decoded> {
                     headers.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_str()?)));
                 own.headers.extend(headers);
             }
-            (PACKED_HEADER, Json::Text(text)) => packed = Packed::from_text(text).unwrap_or_default(),
+            (PACKED_HEADER, Json::Text(text)) => match Packed::from_text(text) {
+                Some(read) => packed = read,
+                None => is_broken = true,
+            },
             (DATA, _) => {}
             (_, Json::Text(text)) => {
                 own.fields.insert(name.clone().into(), text.clone());
@@ -245,6 +256,7 @@ pub(crate) fn decode(body: &str) -> Option<Decoded> {
     }
     unpack(own, &mut decoded);
     unpack(packed, &mut decoded);
+    decoded.undecodable = is_broken.then(|| body.to_owned());
     Some(decoded)
 }
 

@@ -97,3 +97,23 @@ fn an_aws_services_own_event_and_a_targets_dead_letter_say_what_they_can() {
         Received { body: r#"{"state":"stopped"}"#.into(), message_id: "m".into(), ..Received::default() };
     assert_eq!(codec::decode(transformed).envelope.payload.as_deref(), Some(&br#"{"state":"stopped"}"#[..]));
 }
+
+#[test]
+fn what_nobody_can_read_is_delivered_and_told() {
+    let body = |metadata: &str| {
+        format!(
+            r#"{{"version":"0","id":"e-1","detail-type":"t","source":"shop","detail":{{"metadata":{metadata},"data":"?"}}}}"#
+        )
+    };
+    for (metadata, is_broken) in [
+        (r#"{"tl-data":"base64"}"#, true),
+        (r#"{"tl-data":"text","tl-headers":"{"}"#, true),
+        (r#"{"tl-data":"text"}"#, false),
+        (r#"{"version":"1"}"#, false),
+    ] {
+        let body = body(metadata);
+        let decoded = codec::decode(Received { body: body.clone(), ..Received::default() });
+        assert_eq!(decoded.undecodable, is_broken.then_some(body), "{metadata}");
+        assert!(decoded.envelope.payload.is_some_and(|payload| !payload.is_empty()));
+    }
+}

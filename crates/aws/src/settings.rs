@@ -1,5 +1,6 @@
 //! Region, profile, endpoint and credentials: from the address, and from where AWS's own tools take them.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
@@ -43,6 +44,11 @@ pub const OPTIONS: [AddressOption; 5] = [
     },
 ];
 
+/// The error of an address that cannot be meant.
+pub fn bad(address: &Address, text: impl Into<Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::InvalidAddress, text).at("read address", address)
+}
+
 /// What an address says of the connection. Credentials are never part of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -64,7 +70,7 @@ impl Settings {
         if address.user().is_some() {
             let text = "credentials do not belong into an address of AWS: set AWS_ACCESS_KEY_ID and \
                 AWS_SECRET_ACCESS_KEY, or name a profile (?profile=NAME)";
-            return Err(Error::new(ErrorKind::InvalidAddress, text).at("read address", address));
+            return Err(bad(address, text));
         }
         let option = |name| address.option(name).filter(|value: &&str| !value.is_empty()).map(str::to_owned);
         let endpoint = option("endpoint");

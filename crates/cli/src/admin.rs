@@ -34,21 +34,25 @@ fn report(bus: &Bus, json: bool, did: &'static str, nothing: &str, what: &[Strin
     struct Report<'a> {
         address: String,
         #[serde(skip_serializing_if = "Option::is_none")]
-        created: Option<&'a [String]>,
+        created: Option<Vec<&'a str>>,
         #[serde(skip_serializing_if = "Option::is_none")]
-        deleted: Option<&'a [String]>,
+        deleted: Option<Vec<&'a str>>,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        kept: Vec<&'a str>,
     }
+    // What was left, a transport tells with a `not` before it.
+    let kept: Vec<_> = what.iter().filter_map(|line| line.strip_prefix("not ")).collect();
+    let done: Vec<_> = what.iter().map(String::as_str).filter(|line| !line.starts_with("not ")).collect();
     let text = if json {
-        let report = Report {
-            address: bus.address().to_string(),
-            created: (did == "created").then_some(what),
-            deleted: (did == "deleted").then_some(what),
-        };
-        crate::message::json_line(&report)?
+        let (is_created, address) = (did == "created", bus.address().to_string());
+        let (created, deleted) = if is_created { (Some(done), None) } else { (None, Some(done)) };
+        crate::message::json_line(&Report { address, created, deleted, kept })?
     } else if what.is_empty() {
         format!("{nothing}\n")
     } else {
-        what.iter().map(|what| format!("{did} {}\n", output::visible(what))).collect()
+        let line = |did: &str, what: &&str| format!("{did} {}\n", output::visible(what));
+        let done = done.iter().map(|what| line(did, what));
+        done.chain(kept.iter().map(|what| line("kept", what))).collect()
     };
     output::print(&text)?;
     Ok(Exit::Ok)

@@ -101,9 +101,13 @@ impl From<ColorArg> for Color {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct DemoArgs {
-    /// The queue to go through; where the address names none, one is created and deleted afterwards
-    #[arg(long, value_name = "URL", default_value = crate::demo::DEFAULT_ADDRESS)]
+    /// The queue to go through; where there is none, or the address names none, one is created and deleted afterwards
+    #[arg(long, visible_alias = "jobs", value_name = "URL", default_value = crate::demo::DEFAULT_ADDRESS)]
     pub(crate) via: String,
+    /// A topic or event bus before it, such as eventbridge://demo?source=shop: the API publishes an event there, and a
+    /// planner that takes it publishes the job
+    #[arg(long, value_name = "URL")]
+    pub(crate) events: Option<String>,
     /// One JSON object a span, instead of the waterfall
     ///
     /// trace_id, span_id, parent_span_id (null for the root), name, kind (internal, server, client, producer, consumer),
@@ -232,7 +236,7 @@ pub(crate) struct DoctorArgs {
 pub(crate) struct AdminArgs {
     /// What, such as amqp://guest:guest@localhost/%2f?queue=jobs
     pub(crate) url: String,
-    /// A JSON object: address, and created or deleted (a list)
+    /// A JSON object: address, created or deleted (a list), and kept, where something was left (a list)
     #[arg(long)]
     pub(crate) json: bool,
 }

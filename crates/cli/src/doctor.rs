@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use anstyle::Style;
-use throughline::diagnosis::{Diagnosis, Finding, Remedy, Severity, Unchecked};
+use throughline::diagnosis::{Diagnosis, Finding, Remedy, Server, Severity, Unchecked};
 use throughline::{Capabilities, DiagnoseOptions};
 
 use crate::admin::closing;
@@ -31,8 +31,11 @@ fn exit(diagnosis: &Diagnosis) -> Exit {
 
 fn for_people(diagnosis: &Diagnosis, paint: Paint) -> String {
     let mut text = String::new();
-    let version = diagnosis.server.version.as_deref().unwrap_or("of unknown version");
-    let server = format!("{} {version}", diagnosis.server.product);
+    let Server { product, version } = &diagnosis.server;
+    let server = match version {
+        Some(version) => format!("{product} {version}"),
+        None => format!("{product}; it does not tell its version"),
+    };
     line(&mut text, "", &paint.apply(BOLD, visible(&diagnosis.address)));
     line(&mut text, "", &visible(&server));
     let mut subject = None;

@@ -24,6 +24,11 @@ pub trait Harness: Send + Sync + 'static {
     /// thing (a topic, say). Names are unique to a case.
     fn address(&self, sibling: &Sibling<'_>) -> Option<Address>;
 
+    /// What sets these addresses apart from the transport's usual ones, for reports (`fifo`); `None` for the usual ones.
+    fn variant(&self) -> Option<&str> {
+        None
+    }
+
     /// A transport whose connection can be cut; `None` where there is none to cut, or no way to.
     async fn fragile(&self) -> Result<Option<Fragile>> {
         Ok(None)
@@ -66,6 +71,7 @@ impl fmt::Debug for Fragile {
 pub struct Registered {
     registration: &'static Registration,
     base: Address,
+    variant: Option<&'static str>,
     put_foreign: Option<PutForeign>,
 }
 
@@ -78,7 +84,13 @@ impl Registered {
     /// Errors: an option of the address that the transport does not know.
     pub fn new(registration: &'static Registration, base: Address) -> Result<Self> {
         base.check_options(registration.options)?;
-        Ok(Self { registration, base, put_foreign: None })
+        Ok(Self { registration, base, variant: None, put_foreign: None })
+    }
+
+    /// The same, reported apart from the transport's usual addresses; see [`Harness::variant`].
+    pub fn variant(mut self, name: &'static str) -> Self {
+        self.variant = Some(name);
+        self
     }
 
     /// The same, with a way to put a foreign message into a queue; see [`Harness::put_foreign`].
@@ -109,6 +121,10 @@ impl Harness for Registered {
 
     fn address(&self, sibling: &Sibling<'_>) -> Option<Address> {
         (self.registration.sibling)(&self.base, sibling)
+    }
+
+    fn variant(&self) -> Option<&str> {
+        self.variant
     }
 
     async fn fragile(&self) -> Result<Option<Fragile>> {

@@ -15,7 +15,9 @@ pub struct Entry {
     pub from: &'static str,
     /// Before this version of the broker; empty: to the latest.
     pub before: &'static str,
-    /// Not where addresses have this option: its name and value.
+    /// Only where addresses have this option: its name and value.
+    pub only: Option<(&'static str, &'static str)>,
+    /// Not where addresses have this option.
     pub unless: Option<(&'static str, &'static str)>,
     /// A part of what the case says then. Another failure is one.
     pub says: &'static str,
@@ -30,6 +32,7 @@ pub const LEDGER: &[Entry] = &[
         case: "release_records_no_attempt",
         from: "",
         before: "4.3",
+        only: None,
         unless: Some(("queue_type", "classic")),
         says: "it is attempt 2",
         reason: "before 4.3 a quorum queue counts what is given back like what failed; the adapter cannot tell them apart",
@@ -39,17 +42,34 @@ pub const LEDGER: &[Entry] = &[
         case: "stopping_releases_the_unread",
         from: "",
         before: "",
+        only: None,
         unless: None,
         says: "0 of 49 messages have come",
         reason: "a partition is one consumer's, and who leaves a group leaves all of it: a stopped consumer gives its \
                  partitions up once all that it has handed out is settled, not before, since those settlements would be lost",
     },
+    told_as_the_first("sqs"),
+    told_as_the_first("sns"),
     without_binary("dead_letter_keeps_the_message"),
     without_binary("every_field_survives"),
     without_binary("generated_envelopes_survive"),
     without_binary("awkward_header_values_survive"),
     without_binary("odd_trace_headers_are_carried"),
 ];
+
+/// The answer to the second send of an operation has the first one's id, and nothing else to know it by.
+const fn told_as_the_first(transport: &'static str) -> Entry {
+    Entry {
+        transport,
+        case: "second_send_is_deduplicated",
+        from: "",
+        before: "",
+        only: Some(("fifo", "true")),
+        unless: None,
+        says: "the second send of an operation is told as deduplicated: false",
+        reason: "AWS delivers it once, but answers as it does to the first send, and so the receipt does not tell",
+    }
+}
 
 /// SNS answers with no version; AWS keeps binary attributes.
 const fn without_binary(case: &'static str) -> Entry {
@@ -58,9 +78,18 @@ const fn without_binary(case: &'static str) -> Entry {
         case,
         from: "",
         before: "1.6",
+        only: None,
         unless: None,
         says: "Typed(sqs:Binary, 0 bytes)",
         reason: "the emulator ministack 1.5 loses the values of binary attributes in batches; a header of bytes is one",
+    }
+}
+
+impl Entry {
+    /// Whether it is about addresses like this one.
+    pub(crate) fn applies(&self, address: Option<&Address>) -> bool {
+        let has = |(name, value)| address.and_then(|address| address.option(name)) == Some(value);
+        self.only.is_none_or(has) && !self.unless.is_some_and(has)
     }
 }
 
@@ -76,10 +105,9 @@ pub struct Known {
 
 /// The entry for a case on a transport, with addresses like this one, and with this version of the broker.
 pub fn known(transport: &str, case: &str, address: Option<&Address>, version: Option<&str>) -> Option<Known> {
-    let has = |(name, value)| address.and_then(|address| address.option(name)) == Some(value);
     let entry = LEDGER
         .iter()
-        .find(|entry| entry.transport == transport && entry.case == case && !entry.unless.is_some_and(has))?;
+        .find(|entry| entry.transport == transport && entry.case == case && entry.applies(address))?;
     let ranged = !entry.from.is_empty() || !entry.before.is_empty();
     match version {
         None => Some(Known { entry, certain: !ranged }),

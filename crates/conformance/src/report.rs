@@ -6,6 +6,7 @@ use std::time::Duration;
 use std::{fs, io};
 
 use serde::Serialize;
+use throughline_core::Address;
 
 use crate::ledger;
 
@@ -82,19 +83,30 @@ fn millis<S: serde::Serializer>(took: &Duration, serializer: S) -> Result<S::Ok,
 pub struct Report {
     /// The transport's name.
     pub transport: String,
+    /// What sets the addresses apart from the transport's usual ones (`fifo`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub variant: Option<String>,
     /// The broker's version, where it tells.
     pub version: Option<String>,
     /// One for each case that was run.
     pub cases: Vec<CaseReport>,
-    /// What the ledger has on this transport, whatever its version.
+    /// What the ledger has on this transport with such addresses, whatever its version.
     pub ledger: Vec<ledger::Entry>,
 }
 
 impl Report {
-    pub(crate) fn new(transport: &str, version: Option<&str>, cases: Vec<CaseReport>) -> Self {
-        let entries = ledger::LEDGER.iter().filter(|entry| entry.transport == transport);
+    pub(crate) fn new(
+        transport: &str,
+        variant: Option<&str>,
+        version: Option<&str>,
+        like: Option<&Address>,
+        cases: Vec<CaseReport>,
+    ) -> Self {
+        let entries =
+            ledger::LEDGER.iter().filter(|entry| entry.transport == transport && entry.applies(like));
         Self {
             transport: transport.to_owned(),
+            variant: variant.map(str::to_owned),
             version: version.map(str::to_owned),
             cases,
             ledger: entries.copied().collect(),
@@ -106,16 +118,25 @@ impl Report {
         self.cases.iter().filter(|case| case.outcome.is_failure())
     }
 
+    /// The transport's name, and the variant where there is one: `sqs fifo`.
+    pub fn name(&self) -> String {
+        [Some(self.transport.as_str()), self.variant.as_deref()]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
     /// The whole report as one JSON object.
     pub fn to_json(&self) -> String {
         // It holds nothing that JSON cannot.
         serde_json::to_string_pretty(self).unwrap_or_default()
     }
 
-    /// Writes it as `{transport}.json` into a folder, which is created if it is not there.
+    /// Writes it as `{name}.json` into a folder, which is created if it is not there.
     pub fn write_to(&self, folder: &Path) -> io::Result<()> {
         fs::create_dir_all(folder)?;
-        fs::write(folder.join(format!("{}.json", self.transport)), self.to_json())
+        fs::write(folder.join(format!("{}.json", self.name())), self.to_json())
     }
 
     /// `54 passed, 2 refused, …`: one number for each way to end, where it is not zero.
@@ -134,7 +155,7 @@ impl Report {
 /// For a person: a line a case that did not simply pass, or that counted something, and the tally.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "conformance of {}", self.transport)?;
+        write!(f, "conformance of {}", self.name())?;
         if let Some(version) = &self.version {
             write!(f, " {version}")?;
         }

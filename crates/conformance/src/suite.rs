@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use throughline_core::diagnosis::DiagnoseOptions;
 use throughline_core::driver::{Sibling, Transport};
-use throughline_core::{Error, ErrorKind, Result};
+use throughline_core::{Address, Error, ErrorKind, Result};
 use tokio::sync::watch;
 
 use crate::cases;
@@ -129,7 +129,18 @@ impl Suite {
 
     /// A report of these results.
     pub fn report(&self, cases: Vec<CaseReport>) -> Report {
-        Report::new(&self.transport, self.version.as_deref(), cases)
+        let variant = self.harness.variant();
+        Report::new(&self.transport, variant, self.version.as_deref(), self.like().as_ref(), cases)
+    }
+
+    /// What sets its addresses apart; see [`Harness::variant`].
+    pub fn variant(&self) -> Option<&str> {
+        self.harness.variant()
+    }
+
+    /// An address like those of the cases.
+    fn like(&self) -> Option<Address> {
+        self.harness.address(&Sibling::queue("any"))
     }
 
     /// Runs one case, and deletes what it made, however it ended. `None` where it was broken off.
@@ -170,8 +181,7 @@ impl Suite {
                 (outcome?, cx.notes())
             }
         };
-        let like = self.harness.address(&Sibling::queue("any"));
-        let known = ledger::known(&self.transport, case.name, like.as_ref(), self.version.as_deref());
+        let known = ledger::known(&self.transport, case.name, self.like().as_ref(), self.version.as_deref());
         let outcome = judge(known, outcome);
         let Case { name, area, proves, .. } = *case;
         Some(CaseReport { case: name, area, proves, outcome, notes, took: started.elapsed() })
@@ -214,7 +224,6 @@ async fn clean_up(cx: &Cx, transport: &dyn Transport) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use throughline_core::Address;
 
     #[test]
     fn names_are_unique_and_every_case_says_what_it_proves() {

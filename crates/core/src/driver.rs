@@ -86,7 +86,8 @@ pub trait Transport: Send + Sync + 'static {
     /// already with the same properties is left as it is; with others it is a `Conflict`.
     async fn create(&self, address: &Address) -> Result<Vec<String>>;
 
-    /// Deletes what the address names, and says what, one line each. What does not exist is no error.
+    /// Deletes what the address names, and says what, one line each; what it left, after `not `, with the reason. What does
+    /// not exist is no error.
     async fn delete(&self, address: &Address) -> Result<Vec<String>>;
 
     /// Deletes the messages that are ready and returns how many there were.

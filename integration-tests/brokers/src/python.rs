@@ -25,8 +25,8 @@ pub(crate) struct Environment {
 /// A foreign client is part of what the tests compare with. A later transport adds its own.
 const CLIENTS: Environment = Environment {
     name: "clients",
-    requirements: &["pika==1.3.2", "confluent-kafka==2.16.1"],
-    check: "import pika, confluent_kafka",
+    requirements: &["pika==1.3.2", "confluent-kafka==2.16.1", "boto3==1.43.127"],
+    check: "import pika, confluent_kafka, boto3",
 };
 
 const PACKAGE: Package = Package {

@@ -1,6 +1,7 @@
 //! `demo`: one request, followed through HTTP, a queue, a failed attempt and a retry, as one trace.
 
 mod http;
+mod planner;
 mod scenario;
 mod services;
 mod story;
@@ -44,26 +45,33 @@ pub(crate) fn run(
     let Some(trace) = result? else { return Ok(Exit::Interrupted) };
     let (spans, others) = of_trace(recorder.take(), &trace);
     let rows = rows(&spans);
-    let address: Address = args.via.parse()?;
+    let jobs: Address = args.via.parse()?;
+    let events: Option<Address> = args.events.as_ref().map(|events| events.parse()).transpose()?;
     if let Some(file) = &args.html {
-        write_page(file, &address, &rows)?;
+        write_page(file, &jobs, events.as_ref(), &rows)?;
     }
     if args.json {
         let lines: Result<String, Failure> = rows.iter().map(|row| json_line(row.span)).collect();
         output::print(&lines?)?;
     } else {
-        let mut text = story::before(&address, &trace, width(), paint);
+        let mut text = story::before(&jobs, events.as_ref(), &trace, width(), paint);
         text.push_str(&terminal::render(&rows, width(), paint.is_on()));
-        text.push_str(&story::after(&rows, others, &address, width(), paint));
+        text.push_str(&story::after(&rows, others, &jobs, width(), paint));
         output::print(&text)?;
     }
     Ok(Exit::Ok)
 }
 
 /// Writes the waterfall as a page.
-fn write_page(file: &Path, address: &Address, rows: &[Row<'_>]) -> Result<(), Failure> {
-    let title = "Throughline: one request, one trace, through a queue";
-    let page = html::page(title, &[("Via", address.to_string())], rows);
+fn write_page(
+    file: &Path,
+    jobs: &Address,
+    events: Option<&Address>,
+    rows: &[Row<'_>],
+) -> Result<(), Failure> {
+    let mut facts = vec![("Jobs", jobs.to_string())];
+    facts.extend(events.map(|events| ("Events", events.to_string())));
+    let page = html::page("Throughline: one request, one trace", &facts, rows);
     std::fs::write(file, page).map_err(|error| {
         Failure::new(Exit::Failed, format!("cannot write the page to {}", file.display())).caused_by(&error)
     })
@@ -75,7 +83,7 @@ async fn play(args: &DemoArgs, console: &Console) -> Result<Option<String>, Fail
     let mut stop = Stop::listen()?;
     let stage = Stage::default();
     let scenario = tokio::select! {
-        scenario = tokio::time::timeout(TIMEOUT, Scenario::prepare(&args.via)) => {
+        scenario = tokio::time::timeout(TIMEOUT, Scenario::prepare(&args.via, args.events.as_deref())) => {
             scenario.map_err(|_| late("connecting"))??
         }
         () = stop.wait() => return Ok(None),

@@ -22,6 +22,8 @@ use crate::failure::{Exit, Failure};
 
 /// The business operation, and so the name of its spans.
 pub(super) const OPERATION: &str = "campaign.sync_report";
+/// What the API tells, where it does not ask for the work itself.
+pub(super) const EVENT: &str = "campaign.report_requested";
 pub(super) const COMPANY: i64 = 5000;
 pub(super) const PROFILE: i64 = 50_000_100;
 
@@ -43,21 +45,31 @@ impl Job {
     }
 }
 
-/// `POST /sync`: publishes a message and answers 202 once the broker has it.
-pub(super) async fn api(servers: &mut JoinSet<()>, publisher: Publisher) -> Result<SocketAddr, Failure> {
-    let router = Router::new().route("/sync", post(sync)).with_state(publisher);
+/// A message about this piece of business, by its type.
+pub(super) fn message(kind: &'static str, job: &Job) -> throughline::Result<Envelope> {
+    let message = Envelope::builder(kind)
+        .key(format!("profile-{}", job.profile_id))
+        .idempotency_key(format!("sync-report-{}", job.profile_id))
+        .json(job)?;
+    Ok(message.build())
+}
+
+/// `POST /sync`: publishes a message of this type and answers 202 once the broker has it.
+pub(super) async fn api(
+    servers: &mut JoinSet<()>,
+    publisher: Publisher,
+    kind: &'static str,
+) -> Result<SocketAddr, Failure> {
+    let router = Router::new().route("/sync", post(sync)).with_state((publisher, kind));
     serve(servers, router, &[]).await
 }
 
-async fn sync(State(publisher): State<Publisher>, Json(job): Json<Job>) -> (StatusCode, Json<Value>) {
+async fn sync(
+    State((publisher, kind)): State<(Publisher, &'static str)>,
+    Json(job): Json<Job>,
+) -> (StatusCode, Json<Value>) {
     Context::current().span().set_attributes(job.attributes());
-    let envelope = Envelope::builder(OPERATION)
-        .key(format!("profile-{}", job.profile_id))
-        .source("demo-api")
-        .idempotency_key(format!("sync-report-{}", job.profile_id))
-        .json(&job)
-        .map(|builder| builder.build());
-    let published = match envelope {
+    let published = match message(kind, &job) {
         Ok(envelope) => {
             let id = envelope.id.clone();
             publisher.publish(envelope).await.map(|_| id)

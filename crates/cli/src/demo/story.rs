@@ -6,21 +6,38 @@ use throughline::Address;
 use throughline_waterfall::{Kind, Row, STAND_IN, millis};
 
 use super::scenario::WORKER_LATE;
+use super::services::OPERATION;
 use crate::output::{BOLD, CYAN, DIM, Paint};
 
 /// What plays.
-pub(super) fn before(address: &Address, trace: &str, width: usize, paint: Paint) -> String {
-    let mut text = format!(
-        "{}\n\n{}\n",
-        paint.apply(BOLD, "Throughline demo: one request, one trace, through a queue"),
-        wrapped(
-            "A client asks an API over HTTP to sync a report; the API publishes a message; a worker reads a \
-             database and calls an ads API, which is down at first; the message is retried, and succeeds.",
-            width
-        )
+pub(super) fn before(
+    jobs: &Address,
+    events: Option<&Address>,
+    trace: &str,
+    width: usize,
+    paint: Paint,
+) -> String {
+    let (through, publishes) = match events {
+        None => ("through a queue", "publishes a message"),
+        Some(_) => {
+            ("through an event and a queue", "publishes an event; a planner takes it and publishes a message")
+        }
+    };
+    let what = format!(
+        "A client asks an API over HTTP to sync a report; the API {publishes}; a worker reads a database and calls an \
+         ads API, which is down at first; the message is retried, and succeeds."
     );
-    text.push_str(&format!("{}  {address}\n", paint.apply(DIM, "via  ")));
-    text.push_str(&format!("{}  {}\n\n", paint.apply(DIM, "trace"), paint.apply(CYAN, trace)));
+    let title = format!("Throughline demo: one request, one trace, {through}");
+    let mut text = format!("{}\n\n{}\n", paint.apply(BOLD, &title), wrapped(&what, width));
+    let mut line = |label: &str, value: &str| {
+        text.push_str(&format!("{}  {value}\n", paint.apply(DIM, format!("{label:<6}"))));
+    };
+    if let Some(events) = events {
+        line("events", &events.to_string());
+    }
+    line(if events.is_some() { "jobs" } else { "via" }, &jobs.to_string());
+    line("trace", &paint.apply(CYAN, trace).to_string());
+    text.push('\n');
     text
 }
 
@@ -39,7 +56,8 @@ pub(super) fn after(
     let queued: Duration = spans().filter(|span| span.is_queue_delay()).map(|span| span.duration()).sum();
     let put_off: Duration =
         spans().filter_map(|span| span.attributes.seconds("throughline.retry.delay")).sum();
-    let attempts: Vec<_> = spans().filter(|span| span.kind == Kind::Consumer).collect();
+    let attempts: Vec<_> =
+        spans().filter(|span| span.kind == Kind::Consumer && span.name == OPERATION).collect();
     let mut text = String::from("\n");
     let sums = format!(
         "One trace of {} spans, from the HTTP request to the ack: {} in all, of which {} in the queue (the worker \

@@ -28,18 +28,12 @@ pub(super) async fn work(
     client: &Client,
     ads_api: &SocketAddr,
 ) -> Result<(), Failure> {
-    // Somebody else's, in a queue that the user named: released at the end.
     let mut foreign: Vec<Delivery> = Vec::new();
     let result = loop {
-        let delivery = match consumer.next().await {
-            Some(Ok(delivery)) => delivery,
-            Some(Err(error)) => break Err(error.into()),
-            None => break Err(Failure::new(Exit::Failed, "the queue ended before the message was done")),
+        let delivery = match next_of(message, &mut consumer, &mut foreign).await {
+            Ok(delivery) => delivery,
+            Err(failure) => break Err(failure),
         };
-        if delivery.id() != message {
-            foreign.push(delivery);
-            continue;
-        }
         let settled = match delivery.process(sync_report(&delivery, client, ads_api)).await {
             Ok(()) => break delivery.ack().await.map_err(Failure::from),
             Err(failed) if delivery.attempt() >= MAX_ATTEMPTS => {
@@ -59,6 +53,23 @@ pub(super) async fn work(
     let closed = consumer.close().await;
     result?;
     Ok(closed?)
+}
+
+/// The next delivery of a message. What is somebody else's, in a queue that the user named, is kept: dropped with the rest, it
+/// is released.
+pub(super) async fn next_of(
+    message: &str,
+    consumer: &mut Consumer,
+    foreign: &mut Vec<Delivery>,
+) -> Result<Delivery, Failure> {
+    loop {
+        match consumer.next().await {
+            Some(Ok(delivery)) if delivery.id() == message => return Ok(delivery),
+            Some(Ok(delivery)) => foreign.push(delivery),
+            Some(Err(error)) => return Err(error.into()),
+            None => return Err(Failure::new(Exit::Failed, "the queue ended before the message was done")),
+        }
+    }
 }
 
 /// The business work: the database, then the downstream service.

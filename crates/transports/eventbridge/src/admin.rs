@@ -2,12 +2,13 @@
 
 use serde_json::Value;
 use throughline_aws::error;
+use throughline_aws::settings::bad;
 use throughline_core::{Error, ErrorKind, Result};
 use throughline_sqs::source::Sender;
 
 use aws_sdk_eventbridge::types::Target;
 
-use crate::config::{Destination, bad};
+use crate::config::Destination;
 use crate::transport::Shared;
 
 /// The id of our target within a rule.

@@ -1,11 +1,11 @@
 //! What an address says: the bus, the source, and the rule's target queue.
 
 use serde_json::{Value, json};
-use throughline_aws::settings;
+use throughline_aws::settings::{self, bad};
 use throughline_core::address::AddressOption;
-use throughline_core::driver::{Place, Sibling};
-use throughline_core::{Address, Error, ErrorKind, Result};
-use throughline_sqs::source::QUEUE_OPTIONS;
+use throughline_core::driver::Sibling;
+use throughline_core::{Address, Result};
+use throughline_sqs::source::{self, QUEUE_OPTIONS};
 
 const fn option(name: &'static str, value: &'static str, help: &'static str) -> AddressOption {
     AddressOption { name, value, help }
@@ -117,19 +117,7 @@ impl Destination {
 
 /// Another bus of the same connection; a work queue is one with one rule.
 pub(crate) fn sibling(of: &Address, sibling: &Sibling<'_>) -> Option<Address> {
-    let (bus, queue) = match sibling.place {
-        Place::Queue(name) => (name, Some(name)),
-        Place::Topic { topic, subscription } => (topic, subscription),
-    };
-    let mut address = of.clone().without_options(&["bus", "queue", "dead_letter"]).with_option("bus", bus);
-    for (name, value) in [("queue", queue), ("dead_letter", sibling.dead_letter)] {
-        address = value.into_iter().fold(address, |address, value| address.with_option(name, value));
-    }
-    Some(address)
-}
-
-pub(crate) fn bad(address: &Address, text: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    Error::new(ErrorKind::InvalidAddress, text).at("read address", address)
+    Some(source::sibling(of, sibling, "bus"))
 }
 
 #[cfg(test)]

@@ -3,15 +3,20 @@
 use std::process::ExitCode;
 
 use throughline_conformance::{Registered, libtest};
+use throughline_core::Result;
 use throughline_eventbridge::REGISTRATION;
+use throughline_testkit::{aws_raw, endpoint};
 
 fn main() -> ExitCode {
     let what = "conformance of eventbridge";
-    let Some(endpoint) =
-        throughline_testkit::endpoint::need("THROUGHLINE_AWS_ENDPOINT", "an AWS emulator", what)
-    else {
+    let Some(endpoint) = endpoint::need("THROUGHLINE_AWS_ENDPOINT", "an AWS emulator", what) else {
         return ExitCode::SUCCESS;
     };
-    let base = format!("eventbridge:?endpoint={endpoint}");
-    libtest::main(base.parse().and_then(|base| Registered::new(&REGISTRATION, base)))
+    libtest::main(harness(endpoint))
+}
+
+fn harness(endpoint: String) -> Result<Registered> {
+    let base = format!("eventbridge:?endpoint={endpoint}").parse()?;
+    let harness = Registered::new(&REGISTRATION, base)?;
+    Ok(harness.with_foreign(move |to| Box::pin(aws_raw::put_undecodable(endpoint.clone(), to))))
 }

@@ -1,10 +1,11 @@
 //! Topics, subscriptions and their queues: made, found and deleted.
 
 use throughline_aws::error;
+use throughline_aws::settings::bad;
 use throughline_core::{Error, ErrorKind, Result};
 use throughline_sqs::source::Sender;
 
-use crate::config::{Destination, bad};
+use crate::config::Destination;
 use crate::transport::Shared;
 
 /// The topic's ARN; a missing topic is `NotFound`, with the command that makes it.

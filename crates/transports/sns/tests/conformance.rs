@@ -2,16 +2,26 @@
 
 use std::process::ExitCode;
 
-use throughline_conformance::{Registered, libtest};
+use throughline_conformance::{Registered, Settings, libtest};
+use throughline_core::Result;
 use throughline_sns::REGISTRATION;
+use throughline_testkit::{aws_raw, endpoint};
 
 fn main() -> ExitCode {
     let what = "conformance of sns";
-    let Some(endpoint) =
-        throughline_testkit::endpoint::need("THROUGHLINE_AWS_ENDPOINT", "an AWS emulator", what)
-    else {
+    let Some(endpoint) = endpoint::need("THROUGHLINE_AWS_ENDPOINT", "an AWS emulator", what) else {
         return ExitCode::SUCCESS;
     };
-    let base = format!("sns:?endpoint={endpoint}");
-    libtest::main(base.parse().and_then(|base| Registered::new(&REGISTRATION, base)))
+    let standard = harness(&endpoint, "");
+    let fifo = harness(&endpoint, "&fifo=true").map(|harness| harness.variant("fifo"));
+    // An emulator looks through the whole of a FIFO queue with each request.
+    let short = Settings { many: 1000, per_key: 100, ..Settings::default() };
+    libtest::all([(standard, Settings::default()), (fifo, short)])
+}
+
+fn harness(endpoint: &str, options: &str) -> Result<Registered> {
+    let base = format!("sns:?endpoint={endpoint}{options}").parse()?;
+    let endpoint = endpoint.to_owned();
+    let harness = Registered::new(&REGISTRATION, base)?;
+    Ok(harness.with_foreign(move |to| Box::pin(aws_raw::put_undecodable(endpoint.clone(), to))))
 }

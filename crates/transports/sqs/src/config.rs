@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use throughline_aws::settings;
+use throughline_aws::settings::{self, bad};
 use throughline_core::address::AddressOption;
 use throughline_core::driver::{Place, Sibling};
-use throughline_core::{Address, Error, ErrorKind, Result};
+use throughline_core::{Address, Result};
 
 const fn option(name: &'static str, value: &'static str, help: &'static str) -> AddressOption {
     AddressOption { name, value, help }
@@ -199,12 +199,10 @@ pub(crate) fn round_up(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
-pub(crate) fn bad(address: &Address, text: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    Error::new(ErrorKind::InvalidAddress, text).at("read address", address)
-}
-
 #[cfg(test)]
 mod tests {
+    use throughline_core::ErrorKind;
+
     use super::*;
 
     fn of(text: &str) -> Result<Destination> {

@@ -57,6 +57,8 @@ pub(crate) struct Entry {
     pub(crate) message_id: String,
     pub(crate) handle: String,
     pub(crate) group: Option<String>,
+    /// The body as it came, where nobody can decode the message.
+    pub(crate) undecodable: Option<String>,
     pub(crate) received: Instant,
     pub(crate) expires: Instant,
 }
@@ -198,13 +200,16 @@ impl Source {
             let tag = inner.next_tag;
             inner.next_tag += 1;
             let delivered = deliver(message, tag, |id| inner.failures.get(id).cloned());
-            let Delivered { mut delivery, message_id, receipt_handle: handle, group } = delivered;
+            let Delivered { mut delivery, message_id, receipt_handle: handle, group, undecodable } =
+                delivered;
             delivery.lease_expires = Some(expires);
             let group = group.filter(|_| self.keep_order);
             if group.as_deref().is_none_or(|group| inner.lanes.enter(group, tag)) {
                 inner.ready.push_back(tag);
             }
-            inner.entries.insert(tag, Entry { delivery, message_id, handle, group, received, expires });
+            inner
+                .entries
+                .insert(tag, Entry { delivery, message_id, handle, group, undecodable, received, expires });
         }
     }
 

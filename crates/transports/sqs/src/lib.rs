@@ -10,6 +10,7 @@ mod lanes;
 mod message;
 mod publisher;
 mod queue;
+mod reject;
 mod settle;
 pub mod source;
 mod transport;

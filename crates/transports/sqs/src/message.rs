@@ -10,7 +10,7 @@ use opentelemetry::KeyValue;
 use throughline_aws::attribute::{Attribute, AttributeValue};
 use throughline_aws::codec::{self, Decoded, Received};
 use throughline_core::driver::{self, Clock, Native, Token, wire};
-use throughline_core::{HeaderValue, Timestamp};
+use throughline_core::{Envelope, HeaderValue, Timestamp};
 
 use crate::failures::Known;
 
@@ -36,6 +36,11 @@ impl Message {
     /// A system attribute that is a number.
     fn number<T: std::str::FromStr>(&self, name: &MessageSystemAttributeName) -> Option<T> {
         self.system_attributes.get(name)?.parse().ok()
+    }
+
+    /// Whether its body is the payload and nothing in it is ours: another program has sent it, straight to the queue.
+    pub(crate) fn is_foreign(&self, envelope: &Envelope) -> bool {
+        envelope.id == self.message_id && !self.attributes.keys().any(|name| codec::is_own(name))
     }
 
     /// How often SQS has delivered it, this time included.
@@ -102,6 +107,8 @@ pub(crate) struct Delivered {
     pub(crate) message_id: String,
     pub(crate) receipt_handle: String,
     pub(crate) group: Option<String>,
+    /// The body as it came, where nobody can decode the message.
+    pub(crate) undecodable: Option<String>,
 }
 
 /// Decodes a message, out of SNS's wrapping if it is in one.
@@ -117,7 +124,7 @@ pub(crate) fn deliver(message: types::Message, tag: u64, known: impl Fn(&str) ->
     let system = |name| native.system_attributes.get(&name).cloned();
     let group = system(MessageSystemAttributeName::MessageGroupId);
     let xray = system(MessageSystemAttributeName::AwsTraceHeader);
-    let Decoded { envelope, failed_attempts, history, delay, topic } = codec::decode(Received {
+    let Decoded { envelope, failed_attempts, history, delay, topic, undecodable } = codec::decode(Received {
         body: body.unwrap_or_default(),
         attributes: native.attributes.iter().map(attribute).collect(),
         message_id: native.message_id.clone(),
@@ -147,5 +154,5 @@ pub(crate) fn deliver(message: types::Message, tag: u64, known: impl Fn(&str) ->
     };
     let (message_id, receipt_handle) = (native.message_id.clone(), native.receipt_handle.clone());
     delivery.native = Some(Arc::new(native));
-    Delivered { delivery, message_id, receipt_handle, group }
+    Delivered { delivery, message_id, receipt_handle, group, undecodable }
 }

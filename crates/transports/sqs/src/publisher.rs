@@ -62,9 +62,6 @@ pub(crate) fn entry(
     hop: &Hop<'_>,
 ) -> Result<SendMessageBatchRequestEntry> {
     let Encoded { body, attributes, xray } = codec::encode(envelope, hop);
-    let unexpected = |error: BuildError| {
-        Error::new(ErrorKind::Internal, "the request could not be built").with_source(error)
-    };
     let mut entry = SendMessageBatchRequestEntry::builder().id("0").message_body(body);
     for attribute in attributes {
         let (name, data_type, text, bytes) = codec::into_parts(attribute);
@@ -89,6 +86,10 @@ pub(crate) fn entry(
         entry = entry.delay_seconds(i32::try_from(round_up(hop.delay)).unwrap_or(i32::MAX));
     }
     entry.build().map_err(unexpected)
+}
+
+pub(crate) fn unexpected(error: BuildError) -> Error {
+    Error::new(ErrorKind::Internal, "the request could not be built").with_source(error)
 }
 
 /// Refuses what SQS would refuse for its size.

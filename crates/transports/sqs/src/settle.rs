@@ -1,23 +1,15 @@
 //! Settlement: deletes and visibility timeouts in batches, rejects by sending first.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use throughline_aws::codec::{DeadLetter, Hop};
-use throughline_core::driver::{OperationId, Settlement, Token};
-use throughline_core::{Envelope, Error, ErrorKind, History, Result, Retry, Timestamp};
+use throughline_core::driver::{Settlement, Token};
+use throughline_core::{Error, ErrorKind, Result, Retry, Timestamp};
 use tokio::time::Instant;
-use uuid::Uuid;
 
-use crate::batch::{self, MAX_ENTRIES};
+use crate::batch;
 use crate::config::round_up;
 use crate::consumer::{Entry, Inner, LONGEST_HOLD, Source};
-use crate::publisher::{check_size, entry};
-use crate::queue::Queue;
-
-/// A dead letter is tried so often where SQS has certainly not taken it, with a wait between, times the tries.
-const TRIES: u32 = 3;
-const PAUSE: Duration = Duration::from_millis(100);
+use crate::reject::Reject;
 
 /// What a call asks of SQS; `at` is the place in the batch.
 #[derive(Default)]
@@ -26,15 +18,6 @@ struct Plan {
     /// With the seconds from now when it is visible again.
     visible: Vec<(usize, u64, String, i32)>,
     rejects: Vec<Reject>,
-}
-
-struct Reject {
-    at: usize,
-    tag: u64,
-    handle: String,
-    envelope: Arc<Envelope>,
-    failed_attempts: u32,
-    history: Arc<History>,
 }
 
 impl Source {
@@ -126,81 +109,11 @@ impl Source {
                      policy; the message went back to its queue",
                 ));
             }
-            Settlement::Reject { history } => plan.rejects.push(Reject {
-                at,
-                tag,
-                handle,
-                envelope: entry.delivery.envelope.clone(),
-                failed_attempts: entry.delivery.failed_attempts.saturating_add(1),
-                history: history.clone(),
-            }),
-        }
-        Ok(())
-    }
-
-    /// Sends messages to the dead-letter queue, with an answer for each.
-    async fn send_on<'a>(&self, rejects: &'a [Reject]) -> Vec<(&'a Reject, Result<()>)> {
-        let Some(queue) = &self.dead_letter else { return Vec::new() };
-        let mut answered = Vec::with_capacity(rejects.len());
-        for chunk in rejects.chunks(MAX_ENTRIES) {
-            let mut open: Vec<(&Reject, OperationId)> =
-                chunk.iter().map(|reject| (reject, OperationId(Uuid::now_v7().as_u128()))).collect();
-            for tries in 1..=TRIES {
-                let mut sent = Vec::with_capacity(open.len());
-                let mut entries = Vec::with_capacity(open.len());
-                for (reject, operation) in open {
-                    match self.dead_letter_entry(queue, reject, operation) {
-                        Ok(entry) => {
-                            entries.push(entry);
-                            sent.push((reject, operation));
-                        }
-                        Err(error) => answered.push((reject, Err(error))),
-                    }
-                }
-                let answers = if entries.is_empty() {
-                    Vec::new()
-                } else {
-                    batch::send(&self.shared, &queue.url, entries).await
-                };
-                open = Vec::new();
-                for ((reject, operation), answer) in sent.into_iter().zip(answers) {
-                    match answer {
-                        Err(error) if error.retry() == Retry::Safe && tries < TRIES => {
-                            open.push((reject, operation));
-                        }
-                        answer => answered.push((reject, answer.map(drop))),
-                    }
-                }
-                if open.is_empty() {
-                    break;
-                }
-                tokio::time::sleep(PAUSE * tries).await;
+            Settlement::Reject { history } => {
+                plan.rejects.push(Reject::new(at, tag, entry, history.clone()));
             }
         }
-        answered
-    }
-
-    fn dead_letter_entry(
-        &self,
-        queue: &Queue,
-        reject: &Reject,
-        operation: OperationId,
-    ) -> Result<aws_sdk_sqs::types::SendMessageBatchRequestEntry> {
-        let reason = reject.history.last().map_or_else(|| "rejected".to_owned(), ToString::to_string);
-        let mut hop = Hop {
-            failed_attempts: reject.failed_attempts,
-            history: Some(&reject.history),
-            dead_letter: Some(DeadLetter { source: &self.queue.name, reason }),
-            grouped: queue.is_fifo,
-            ..Hop::default()
-        };
-        let encoded = throughline_aws::codec::encode(&reject.envelope, &hop);
-        if check_size(queue, encoded.size()).is_err() {
-            // A message that was at the limit before has no room for its history.
-            tracing::warn!("no room in the message for the history of failures: dead-lettered without it");
-            hop.history = None;
-        }
-        entry(queue, &reject.envelope, operation, &hop)
+        Ok(())
     }
 
     pub(crate) async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<()>> {

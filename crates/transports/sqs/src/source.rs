@@ -10,9 +10,9 @@ use std::sync::Arc;
 use aws_sdk_sqs::types::QueueAttributeName;
 use serde_json::{Value, json};
 use throughline_aws::error;
-use throughline_aws::settings::Connection;
+use throughline_aws::settings::{Connection, bad};
 use throughline_core::diagnosis::{DiagnoseOptions, Diagnosis};
-use throughline_core::driver::{self, Delivery, Depth};
+use throughline_core::driver::{self, Delivery, Depth, Place, Sibling};
 use throughline_core::{Address, Capabilities, ConsumeOptions, Error, ErrorKind, Result};
 
 use crate::admin;
@@ -173,15 +173,27 @@ impl fmt::Debug for Queues {
     }
 }
 
+/// Another place that fills a queue, of the same connection: `place` is the option that names it (`topic`). A work queue is
+/// one with one queue of the same name.
+pub fn sibling(of: &Address, sibling: &Sibling<'_>, place: &str) -> Address {
+    let (name, queue) = match sibling.place {
+        Place::Queue(name) => (name, Some(name)),
+        Place::Topic { topic, subscription } => (topic, subscription),
+    };
+    let mut address = of.clone().without_options(&[place, "queue", "dead_letter"]).with_option(place, name);
+    for (name, value) in [("queue", queue), ("dead_letter", sibling.dead_letter)] {
+        address = value.into_iter().fold(address, |address, value| address.with_option(name, value));
+    }
+    address
+}
+
 fn named(address: &Address) -> Result<Destination> {
     if address.option("queue").is_none_or(str::is_empty) {
-        return Err(config::bad(address, "names no queue to consume from; add ?queue=NAME"));
+        return Err(bad(address, "names no queue to consume from; add ?queue=NAME"));
     }
     let destination = Destination::of(address)?;
     match destination.queue {
-        QueueName::Url(_) => {
-            Err(config::bad(address, "name the queue, or give its ARN, in place of its URL"))
-        }
+        QueueName::Url(_) => Err(bad(address, "name the queue, or give its ARN, in place of its URL")),
         _ => Ok(destination),
     }
 }

@@ -1,6 +1,8 @@
 //! An HTTP proxy in front of an AWS emulator, that lets chosen entries of batches fail, refuses, delays, and has a clock
-//! of its own. For services that speak AWS's JSON protocol: SQS and EventBridge.
+//! of its own. For SQS, SNS and EventBridge.
 #![allow(clippy::indexing_slicing, reason = "JSON's own indexing: what is missing is null")]
+
+mod wire;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,10 +12,11 @@ use std::time::{Duration, SystemTime};
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::State;
-use axum::http::{HeaderMap, Request, Response, StatusCode};
-use serde_json::{Value, json};
+use axum::http::{HeaderMap, Request, Response};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+
+use wire::Call;
 
 /// The largest request: AWS's own limit and what stands around it.
 const MAX_BODY: usize = 4 * 1024 * 1024;
@@ -50,6 +53,8 @@ struct Inner {
     target: String,
     calls: BTreeMap<String, usize>,
     faults: BTreeMap<String, Vec<Fault>>,
+    /// For requests that have none of their own.
+    standing: Option<Fault>,
     /// How far the server's clock is ahead.
     ahead: Option<Duration>,
 }
@@ -94,6 +99,11 @@ impl AwsProxy {
         self.inner().faults.entry(action.to_owned()).or_default().extend(faults);
     }
 
+    /// A fault for all requests that have none of their own, until it is another or `None`.
+    pub fn always(&self, fault: Option<Fault>) {
+        self.inner().standing = fault;
+    }
+
     /// From now on the server's clock is ahead of this machine's, and it refuses requests that are not within five
     /// minutes of its own time.
     pub fn set_clock_ahead(&self, by: Duration) {
@@ -122,19 +132,18 @@ async fn pass(
 ) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let body = to_bytes(body, MAX_BODY).await.expect("a request of AWS's size");
-    let target = parts.headers.get("x-amz-target").and_then(|target| target.to_str().ok());
-    let action = target.and_then(|target| target.rsplit('.').next()).unwrap_or_default().to_owned();
+    let call = Call::new(&parts.headers, body.to_vec());
     let (to, fault, ahead) = {
         let mut inner = inner.lock().expect("nobody panics with it");
-        *inner.calls.entry(action.clone()).or_default() += 1;
-        let faults = inner.faults.get_mut(&action).filter(|faults| !faults.is_empty());
-        let fault = faults.map(|faults| faults.remove(0));
+        *inner.calls.entry(call.action.clone()).or_default() += 1;
+        let faults = inner.faults.get_mut(&call.action).filter(|faults| !faults.is_empty());
+        let fault = faults.map(|faults| faults.remove(0)).or_else(|| inner.standing.clone());
         (format!("{}{}", inner.target, parts.uri), fault, inner.ahead)
     };
     if let Some(ahead) = ahead
         && is_late(&parts.headers, ahead)
     {
-        let mut refused = refuse(403, "RequestTimeTooSkewed");
+        let mut refused = call.refuse(403, "RequestTimeTooSkewed");
         let now = httpdate::fmt_http_date(SystemTime::now() + ahead);
         refused.headers_mut().insert("date", now.parse().expect("a date is a header's value"));
         return refused;
@@ -151,31 +160,25 @@ async fn pass(
         }
     };
     match fault {
-        Some(Fault::Refuse { status, code }) => return refuse(status, code),
+        Some(Fault::Refuse { status, code }) => return call.refuse(status, code),
         Some(Fault::Delay(by)) => tokio::time::sleep(by).await,
         Some(Fault::LoseAnswer) => {
-            let _ = send(body.to_vec()).await;
+            let _ = send(call.body).await;
             // A body that fails before its first byte: the connection is closed without an answer.
             let lost = futures_util::stream::once(async { Err::<Vec<u8>, _>(std::io::Error::other("lost")) });
             return Response::new(Body::from_stream(lost));
         }
         Some(Fault::Entries { places, code, sender }) => {
-            let mut batch: Value = serde_json::from_slice(&body).expect("JSON");
-            let failed = take_places(&mut batch, &places);
-            let answer = if batch["Entries"].as_array().is_some_and(|entries| !entries.is_empty()) {
-                let (_, _, answer) = send(batch.to_string().into_bytes()).await.expect("an answer");
-                serde_json::from_slice(&answer).expect("JSON")
-            } else {
-                json!({})
+            let mut taken = call.take(&places);
+            let answer = match taken.rest.take() {
+                Some(rest) => Some(send(rest).await.expect("an answer").2),
+                None => None,
             };
-            return respond(match action.as_str() {
-                "PutEvents" => with_failed_places(answer, &places, code),
-                _ => with_failed(answer, &failed, code, sender),
-            });
+            return call.with_failed(&taken, answer.as_deref(), (code, sender));
         }
         None => {}
     }
-    match send(body.to_vec()).await {
+    match send(call.body.clone()).await {
         Some((status, headers, body)) => {
             let mut answer = Response::new(Body::from(body));
             *answer.status_mut() = status;
@@ -186,7 +189,7 @@ async fn pass(
             }
             answer
         }
-        None => refuse(502, "BadGateway"),
+        None => call.refuse(502, "BadGateway"),
     }
 }
 
@@ -207,52 +210,4 @@ fn is_late(headers: &HeaderMap, ahead: Duration) -> bool {
     let signed = humantime::parse_rfc3339(&rfc).expect("a date");
     let now = SystemTime::now() + ahead;
     now.duration_since(signed).unwrap_or_else(|earlier| earlier.duration()) > MAX_SKEW
-}
-
-fn take_places(batch: &mut Value, places: &[usize]) -> Vec<String> {
-    let entries = batch["Entries"].as_array_mut().expect("a batch");
-    let mut failed = Vec::new();
-    let mut place = 0;
-    entries.retain(|entry| {
-        let fails = places.contains(&place);
-        place += 1;
-        if fails {
-            failed.push(entry["Id"].as_str().unwrap_or_default().to_owned());
-        }
-        !fails
-    });
-    failed
-}
-
-fn with_failed(mut answer: Value, ids: &[String], code: &str, sender: bool) -> Value {
-    let failed =
-        ids.iter().map(|id| json!({ "Id": id, "Code": code, "SenderFault": sender, "Message": "injected" }));
-    let mut all: Vec<Value> = answer["Failed"].as_array().cloned().unwrap_or_default();
-    all.extend(failed);
-    answer["Failed"] = Value::Array(all);
-    answer
-}
-
-/// EventBridge's answers have no ids: they stand at the places of the entries.
-fn with_failed_places(mut answer: Value, places: &[usize], code: &str) -> Value {
-    let mut all: Vec<Value> = answer["Entries"].as_array().cloned().unwrap_or_default();
-    for place in places {
-        all.insert(*place, json!({ "ErrorCode": code, "ErrorMessage": "injected" }));
-    }
-    answer["FailedEntryCount"] = places.len().into();
-    answer["Entries"] = Value::Array(all);
-    answer
-}
-
-fn respond(answer: Value) -> Response<Body> {
-    let mut response = Response::new(Body::from(answer.to_string()));
-    response.headers_mut().insert("content-type", "application/x-amz-json-1.0".parse().expect("a type"));
-    response
-}
-
-fn refuse(status: u16, code: &str) -> Response<Body> {
-    let mut response =
-        respond(json!({ "__type": format!("com.amazonaws.injected#{code}"), "message": "injected" }));
-    *response.status_mut() = StatusCode::from_u16(status).expect("a status");
-    response
 }
