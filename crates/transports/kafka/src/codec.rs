@@ -285,8 +285,8 @@ pub(crate) struct Record<'a> {
     pub(crate) topic: &'a str,
     pub(crate) partition: i32,
     pub(crate) offset: i64,
-    pub(crate) key: Option<&'a [u8]>,
-    pub(crate) payload: Option<&'a [u8]>,
+    pub(crate) key: Option<Bytes>,
+    pub(crate) payload: Option<Bytes>,
     pub(crate) stamp: Stamp,
 }
 
@@ -308,11 +308,11 @@ pub(crate) struct Decoded {
 /// Takes a record apart. Never fails: what is not as we write it is an ordinary header. `headers` calls its argument with
 /// each header, in order.
 pub(crate) fn decode(
-    record: &Record<'_>,
+    record: Record<'_>,
     headers: impl FnOnce(&mut dyn FnMut(&[u8], Option<&[u8]>)),
 ) -> Decoded {
-    let mut envelope = Envelope::foreign(String::new(), record.payload.map(Bytes::copy_from_slice));
-    envelope.ordering_key = record.key.map(Bytes::copy_from_slice);
+    let mut envelope = Envelope::foreign(String::new(), record.payload);
+    envelope.ordering_key = record.key;
     let mut own = Own::default();
     let mut user: Vec<(String, HeaderValue)> = Vec::new();
     headers(&mut |name, value| {

@@ -14,6 +14,7 @@ mod native;
 mod onward;
 mod partition;
 mod poll;
+mod producer;
 mod publisher;
 mod state;
 mod transport;

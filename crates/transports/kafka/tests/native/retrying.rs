@@ -173,20 +173,23 @@ async fn a_reject_is_a_dead_letter_that_explains_itself() {
     let topic = rig.create(&source, &options).await;
     let letters = rig.create(&format!("{source}.dlq"), &format!("group={source}-letters")).await;
     let publisher = rig.publisher(&topic).await;
+    // Once the group has been joined, however long that takes.
+    let mut consumer = rig.consumer(&topic).await;
+    publisher.publish(message("first")).await.unwrap();
+    next(&mut consumer).await.ack().await.unwrap();
     let envelope = Envelope::builder("native.test")
         .key("k")
         .header("tenant", "5000")
         .header("bin", vec![0xff])
-        .expires_in(Duration::from_secs(2))
+        .expires_in(Duration::from_secs(5))
         .payload("x")
         .build();
     publisher.publish(envelope.clone()).await.unwrap();
-    let mut consumer = rig.consumer(&topic).await;
     let failure = Failure::new("http_503").message("no answer").dependency("ads-api");
     next(&mut consumer).await.reject(failure).await.unwrap();
     rig.settles_at(&topic, 0).await;
     // Kept however late somebody looks at it.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
     let mut reader = rig.consumer(&letters).await;
     let letter = next(&mut reader).await;
     assert_eq!(letter.envelope().payload, envelope.payload);
