@@ -12,7 +12,8 @@ use rdkafka::{Offset, TopicPartitionList};
 use throughline_core::driver::{Delivery, Depth};
 use throughline_core::{Error, ErrorKind, Result, Retry, Timestamp};
 
-use crate::config::{Cluster, Destination, From, Wanted};
+use crate::cluster::Cluster;
+use crate::config::{Destination, From, Wanted};
 use crate::connect::{Admin, Reader, blocking, not_found};
 use crate::error;
 use crate::message::{Blocks, receive};

@@ -15,7 +15,8 @@ use throughline_core::{Capabilities, ConsumeOptions, Error, ErrorKind, Order, Re
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::config::{Cluster, Destination};
+use crate::cluster::Cluster;
+use crate::config::Destination;
 use crate::connect::{blocking, exists};
 use crate::error;
 use crate::onward::{Leaving, Onward, To, no_dead_letter};

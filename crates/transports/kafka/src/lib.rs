@@ -2,6 +2,7 @@
 
 mod acked;
 mod admin;
+mod cluster;
 mod codec;
 mod config;
 mod connect;
@@ -9,6 +10,9 @@ mod consumer;
 mod deadletter;
 mod diagnose;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod message;
 mod native;
 mod onward;

@@ -8,8 +8,9 @@ use throughline_core::driver::{Completions, Delivery};
 use throughline_core::{Error, ErrorKind, History, Result, Retry, Timestamp};
 use tokio::sync::OnceCell;
 
+use crate::cluster::Cluster;
 use crate::codec::{DeadLetter, Hop};
-use crate::config::{Cluster, Destination};
+use crate::config::Destination;
 use crate::deadletter::Origin;
 use crate::message::Message;
 use crate::producer::Producer;

@@ -18,8 +18,9 @@ use throughline_core::driver::{Completions, Receipt};
 use throughline_core::{Envelope, Error, ErrorKind, Result};
 use tokio::sync::Notify;
 
+use crate::cluster::Cluster;
 use crate::codec::{self, Hop, Sink, Sizer};
-use crate::config::{Cluster, Destination};
+use crate::config::Destination;
 use crate::connect::{Events, TopicFacts, blocking, facts};
 use crate::error;
 use crate::native::{self, HeaderList, Refused, Report, Sent, Topic};

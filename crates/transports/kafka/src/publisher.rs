@@ -8,8 +8,9 @@ use async_trait::async_trait;
 use throughline_core::driver::{self, Completions, Endpoint, Outgoing};
 use throughline_core::{Capabilities, Result, Timestamp, capabilities};
 
+use crate::cluster::Cluster;
 use crate::codec::Hop;
-use crate::config::{Cluster, Destination};
+use crate::config::Destination;
 use crate::producer::Producer;
 
 /// What of a topic's limit is not promised to the payload, in bytes: key and headers need it.

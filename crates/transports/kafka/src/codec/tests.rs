@@ -1,8 +1,16 @@
 //! Round trips through a list of headers, as the wire is one.
 
-use proptest::prelude::*;
+use std::time::Duration;
 
+use bytes::Bytes;
+use proptest::prelude::*;
+use rdkafka::Timestamp as Stamp;
+use throughline_core::{Envelope, History, IdOrigin, Timestamp};
+
+use super::encode::HEADER_OVERHEAD;
 use super::*;
+use crate::config::Style;
+use crate::deadletter::Origin;
 
 #[derive(Default)]
 struct List(Vec<(Vec<u8>, Option<Vec<u8>>)>);
