@@ -20,6 +20,7 @@ mod partition;
 mod poll;
 mod producer;
 mod publisher;
+mod reports;
 mod state;
 mod transport;
 

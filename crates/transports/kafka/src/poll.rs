@@ -21,7 +21,7 @@ use crate::config::Destination;
 use crate::connect::{Events, not_found};
 use crate::error;
 use crate::message::{Blocks, Received, receive};
-use crate::native::{self, Records};
+use crate::native::{self, Record, Records};
 use crate::partition::{Partition, Position};
 use crate::state::{Phase, Shared, State};
 
@@ -255,27 +255,33 @@ fn take_in(
             shared.end(end);
         }
     };
-    // All but the records, which have a queue of their own: a rebalance changes nothing while they are taken.
-    while let Some(event) = client.poll(Duration::ZERO) {
-        event.map_or_else(&told, |_| tracing::warn!("a record came past its queue"));
-    }
     let now = Timestamp::now();
     let mut runs: Vec<(u64, Vec<Received>)> = Vec::new();
     // The partition of the last record: the next is mostly of the same.
     let mut known: Option<(usize, i32, Arc<str>)> = None;
-    records.take::<BATCH>(POLL, |record| {
-        let record = match record {
-            Ok(record) => record,
-            Err(error) => return told(error),
-        };
+    let mut put = |record: Record<'_>, known: &mut Option<(usize, i32, Arc<str>)>| {
         if !known.as_ref().is_some_and(|(topic, number, _)| record.is_beside(*topic, *number)) {
             let Some((epoch, topic)) = shared.owner(&record) else { return };
-            known = Some((record.topic_id(), record.partition(), topic));
+            *known = Some((record.topic_id(), record.partition(), topic));
             runs.push((epoch, Vec::with_capacity(BATCH)));
         }
-        if let (Some((_, _, topic)), Some((epoch, run))) = (&known, runs.last_mut()) {
+        if let (Some((_, _, topic)), Some((epoch, run))) = (known, runs.last_mut()) {
             run.push(receive(record, topic.clone(), *epoch, now, blocks));
         }
+    };
+    // Rebalances, errors, what became of commits: all but the records, whose queue is their own. A record that came by this one
+    // is not lost.
+    while let Some(event) = client.poll(Duration::ZERO) {
+        match event {
+            Ok(message) => put(Record::of(&message), &mut known),
+            Err(error) => told(error),
+        }
+        // A rebalance may have come with it; while records are taken, none does.
+        known = None;
+    }
+    records.take::<BATCH>(POLL, |record| match record {
+        Ok(record) => put(record, &mut known),
+        Err(error) => told(error),
     });
     if !runs.is_empty() {
         shared.insert(runs);

@@ -4,26 +4,23 @@
 //! messages waiting, its thread spins as soon as they have waited for `linger.ms`. So nothing is given to it then: what
 //! accumulates meanwhile goes together, and at once, by a flush, when there is room.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
-use rdkafka::message::DeliveryResult;
-use rdkafka::producer::{BaseProducer, Producer as _, ProducerContext};
-use rdkafka::{ClientContext, Message as _};
-use throughline_core::driver::{Completions, Receipt};
+use rdkafka::error::RDKafkaErrorCode as Code;
+use rdkafka::producer::{BaseProducer, Producer as _};
+use throughline_core::driver::Completions;
 use throughline_core::{Envelope, Error, ErrorKind, Result};
-use tokio::sync::Notify;
 
 use crate::cluster::Cluster;
 use crate::codec::{self, Hop, Sink, Sizer};
 use crate::config::Destination;
-use crate::connect::{Events, TopicFacts, blocking, facts};
+use crate::connect::{TopicFacts, blocking, facts};
 use crate::error;
-use crate::native::{self, HeaderList, Refused, Report, Sent, Topic};
+use crate::native::{self, HeaderList, Refused, Sent, Topic};
+use crate::reports::{FULL, Order, Reports};
 
 /// What a record costs beside its key, value and headers: the batch's header of 61 bytes, and a record's own length,
 /// attributes, deltas and lengths. <https://kafka.apache.org/documentation/#recordbatch>
@@ -33,119 +30,10 @@ const SLACK: usize = 4096;
 /// The bounds of librdkafka's `message.max.bytes`, in bytes.
 const SMALLEST: usize = 1000;
 const LARGEST: usize = 1_000_000_000;
-/// A full queue is looked at again after so long, even where no report says that there is room.
-const FULL: Duration = Duration::from_millis(50);
 /// How long one wait for reports takes, and so how late a client's thread sees that it is to end.
 const WAIT: Duration = Duration::from_millis(100);
 /// So few messages under way are not worth waiting for.
 const FEW: usize = 32;
-
-/// What the client's threads, its callbacks and its publishers share.
-#[derive(Default)]
-struct Reports {
-    events: Events,
-    /// Messages in librdkafka's queue.
-    waiting: AtomicUsize,
-    /// What is queued next is held until no more than so many are waiting.
-    most: AtomicUsize,
-    /// librdkafka's queue had no room for a message.
-    is_full: AtomicBool,
-    /// Told when there is room.
-    reported: Notify,
-    /// The client can do no more, and has to be made anew.
-    is_broken: AtomicBool,
-    /// What the flushing thread is to do.
-    order: Mutex<Order>,
-    ordered: Condvar,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Order {
-    #[default]
-    Wait,
-    Flush,
-    End,
-}
-
-impl ClientContext for Reports {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        self.events.log(level, facility, message);
-    }
-
-    fn stats_raw(&self, _: &[u8]) {}
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.note(&error);
-        self.events.error(error, reason);
-    }
-}
-
-impl ProducerContext for Reports {
-    type DeliveryOpaque = Box<Sent>;
-
-    /// Only what is purged as the client ends comes this way.
-    fn delivery(&self, result: &DeliveryResult<'_>, sent: Box<Sent>) {
-        let report = match result {
-            Ok(message) => Ok((message.partition(), message.offset())),
-            Err((error, message)) => Err((error.clone(), native::is_surely_not_stored(message))),
-        };
-        self.answer(vec![(sent, report)]);
-    }
-}
-
-impl Reports {
-    /// After a fatal error (librdkafka can no longer promise order and uniqueness) the client refuses everything.
-    fn note(&self, error: &KafkaError) {
-        if error.rdkafka_error_code() == Some(Code::Fatal) {
-            self.give_up();
-        }
-    }
-
-    fn give_up(&self) {
-        if !self.is_broken.swap(true, Ordering::AcqRel) {
-            tracing::warn!("the Kafka producer cannot go on and is made anew");
-        }
-    }
-
-    fn order(&self, order: Order) {
-        let mut present = self.order.lock().unwrap_or_else(PoisonError::into_inner);
-        if *present != Order::End {
-            *present = order;
-            self.ordered.notify_one();
-        }
-    }
-
-    /// Answers messages, those of a batch together.
-    fn answer(&self, mut reports: Vec<(Box<Sent>, Report)>) {
-        let count = reports.len();
-        for run in reports.chunk_by_mut(|(a, _), (b, _)| Arc::ptr_eq(&a.done, &b.done)) {
-            let Some((first, _)) = run.first() else { continue };
-            let done = first.done.clone();
-            done.complete_many(run.iter().map(|(sent, report)| {
-                let result = match report {
-                    Ok((partition, offset)) => Ok(Receipt::with_native_id(format!("{partition}:{offset}"))),
-                    Err((error, surely_not_stored)) => {
-                        self.note(error);
-                        Err(error::of_delivery(error, *surely_not_stored))
-                    }
-                };
-                (sent.index, result)
-            }));
-        }
-        let before = self.waiting.fetch_sub(count, Ordering::AcqRel);
-        let is_told = before - count <= self.most.load(Ordering::Acquire);
-        if self.is_full.swap(false, Ordering::AcqRel) || is_told {
-            self.reported.notify_one();
-        }
-    }
-
-    /// Waits until so few are waiting for their reports that more may be queued.
-    async fn room(&self) {
-        while self.waiting.load(Ordering::Acquire) > self.most.load(Ordering::Acquire) {
-            let _ = tokio::time::timeout(FULL, self.reported.notified()).await;
-        }
-    }
-}
 
 /// librdkafka's producer, with a thread that answers and one that flushes.
 struct Client {
