@@ -1,4 +1,4 @@
-//! A real Kafka between Throughline and a foreign client (confluent-kafka), both ways: headers, key, one trace.
+//! A real Kafka between Throughline and foreign clients (confluent-kafka, kcat), both ways: headers, key, one trace.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 use opentelemetry::trace::{SpanKind, TraceId};
@@ -119,5 +119,50 @@ async fn a_foreign_producers_span_is_the_parent_of_the_process_span() {
     assert_eq!(process.span_kind, SpanKind::Consumer);
     assert_eq!(process.parent_span_id.to_string(), SPAN);
     assert_eq!(links(process)[0].to_string(), SPAN);
+    delete(&address).await;
+}
+
+/// kcat on these brokers; skipped, loudly, where it is not.
+fn kcat(servers: &str, topic: &str, test: &str) -> Option<tokio::process::Command> {
+    let has =
+        std::process::Command::new("kcat").arg("-V").output().is_ok_and(|output| output.status.success());
+    if !has {
+        throughline_brokers::skip(test, "kcat is not installed (apt-get install kcat)");
+        return None;
+    }
+    let mut kcat = tokio::process::Command::new("kcat");
+    kcat.args(["-q", "-b", servers, "-t", topic]);
+    Some(kcat)
+}
+
+#[tokio::test]
+async fn kcat_sees_what_we_publish_and_we_what_it_sends() {
+    const TEST: &str = "kcat_sees_what_we_publish_and_we_what_it_sends";
+    let Some((servers, topic, address)) = topic(TEST).await else { return };
+    let Some(mut put) = kcat(&servers, &topic, TEST) else { return };
+    let mut publish = cli();
+    publish
+        .args(["publish", &address, "--type", "campaign.sync_report", "--key", "p-1", "--data", "ours"])
+        .env("TRACEPARENT", TRACEPARENT);
+    run(publish, "").await;
+    put.args(["-P", "-k", "k-1", "-H", &format!("traceparent={TRACEPARENT}"), "-H", "empty=", "-H", "null"]);
+    run(put, "theirs").await;
+
+    let Some(mut get) = kcat(&servers, &topic, TEST) else { return };
+    get.args(["-C", "-J", "-e", "-o", "beginning"]);
+    let seen = json_lines(&run(get, "").await);
+    assert_eq!((&seen[0]["payload"], &seen[0]["key"]), (&json!("ours"), &json!("p-1")));
+    // Names and values, one after the other.
+    let headers = seen[0]["headers"].as_array().unwrap();
+    for expected in [["traceparent", TRACEPARENT], ["tl-type", "campaign.sync_report"]] {
+        assert!(headers.chunks(2).any(|pair| pair == expected), "{headers:?}");
+    }
+
+    let mut consume = cli();
+    consume.args(["consume", &address, "--json", "--max", "2", "--wait", "20s"]);
+    let consumed = json_lines(&run(consume, "").await);
+    let theirs = &consumed[1];
+    assert_eq!((&theirs["payload"], &theirs["key"]), (&json!("theirs"), &json!("k-1")));
+    assert_eq!(theirs["headers"], json!({ "traceparent": TRACEPARENT, "empty": "", "null": null }));
     delete(&address).await;
 }

@@ -310,7 +310,7 @@ impl fmt::Display for Address {
         }
         for (index, (name, value)) in self.options().enumerate() {
             f.write_str(if index == 0 { "?" } else { "&" })?;
-            write!(f, "{}=", encode(name))?;
+            write!(f, "{}=", encode(name).replace('@', "%40"))?;
             if is_secret(name) {
                 f.write_str(REDACTED)?;
             } else {

@@ -425,7 +425,8 @@ pub const KAFKA: Capabilities = Capabilities {
         // Less what key and headers are given of it.
         payload_bytes: Some(1_048_588 - 2_048),
         header_bytes: None,
-        batch_entries: 256,
+        // What accumulates while a request is under way goes with the next: as many as may be unanswered by default.
+        batch_entries: 1_000,
         batch_bytes: None,
         delay: None,
     },

@@ -23,6 +23,7 @@ fn configured(address: &Address) -> Vec<Error> {
     let mut errors: Vec<_> =
         registrations().filter_map(|it| address.check_options(it.options).err()).collect();
     errors.extend(registered(address).err());
+    errors.extend(throughline_kafka::fuzzing::configure(address));
     errors.extend(throughline_memory::fuzzing::configure(address));
     errors.extend(throughline_rabbitmq::fuzzing::configure(address));
     let names: Vec<_> = address.options().map(|(name, _)| name.to_owned()).collect();
@@ -42,10 +43,13 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         "amqps://us%40er:p%3Aw@[::1]:5671/a%2fb?exchange=e&key=a.%23&ca=/x&client_cert=c&client_key=k&server_name=n",
         "amqp://h/?queue_type=classic&max_priority=5&max_length=7&message_ttl=5m&delivery_limit=3&heartbeat=20s",
         "kafka://b1:9092,b2:9092/topic?group=g",
+        "kafka://app:secret@b/t?group=g&dead_letter&retry=topic&window=9&drain=1s&kafka.linger.ms=1&config.retention.ms=5",
         "sqs:arn:aws:sqs:eu-west-1:1:q",
         "sqs:https://user:secret@host/1/q?region=x",
         "sqs://q?endpoint=http://user:secret@host/x&session_token=t",
         "sqlite:/var/x.db?queue=q",
+        // Only a value can be a URL, which keeps its '@'.
+        "amqp://h/v?a://b%40c=d",
     ])
 }
 

@@ -27,6 +27,16 @@ pub const TARGETS: &[Target] = &[
     Target { name: "timestamp", run: text::timestamp, seeds: text::timestamp_seeds },
     Target { name: "trace_headers", run: text::trace_headers, seeds: text::trace_seeds },
     Target {
+        name: "kafka_message",
+        run: throughline_kafka::fuzzing::message,
+        seeds: throughline_kafka::fuzzing::message_seeds,
+    },
+    Target {
+        name: "kafka_metadata",
+        run: throughline_kafka::fuzzing::metadata,
+        seeds: throughline_kafka::fuzzing::metadata_seeds,
+    },
+    Target {
         name: "rabbitmq_message",
         run: throughline_rabbitmq::fuzzing::message,
         seeds: throughline_rabbitmq::fuzzing::message_seeds,

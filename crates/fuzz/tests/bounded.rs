@@ -111,6 +111,8 @@ laws!(
     history,
     timestamp,
     trace_headers,
+    kafka_message,
+    kafka_metadata,
     rabbitmq_message,
     rabbitmq_value,
     rabbitmq_reply,

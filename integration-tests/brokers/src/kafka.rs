@@ -2,6 +2,7 @@
 //!
 //! One JVM that is broker and controller (KRaft), from the published jars, with a folder and ports of its own.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -35,11 +36,32 @@ pub struct StartOptions {
     pub base: PathBuf,
     /// Further lines of `server.properties`.
     pub config: String,
+    /// A second listener, for clients that must encrypt and say who they are.
+    pub secure: Option<Secure>,
+}
+
+/// A listener of the protocol SASL_SSL, with the mechanisms PLAIN and SCRAM-SHA-512, for one user.
+#[derive(Clone)]
+pub struct Secure {
+    /// The listener's certificate, and those that it is signed by, as PEM.
+    pub certificates: String,
+    /// Its key, PKCS #8 as PEM.
+    pub key: String,
+    /// The user's name.
+    pub user: String,
+    /// The user's password, by either mechanism.
+    pub password: String,
+}
+
+impl fmt::Debug for Secure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Secure").field("user", &self.user).finish_non_exhaustive()
+    }
 }
 
 impl Default for StartOptions {
     fn default() -> Self {
-        Self { base: base_folder(), config: String::new() }
+        Self { base: base_folder(), config: String::new(), secure: None }
     }
 }
 
@@ -82,9 +104,14 @@ impl Kafka {
     fn try_start(class_path: &Path, options: &StartOptions) -> Result<Self, StartError> {
         let ports = Ports::free()?;
         let mut native = Native::create(&options.base, KIND.name())?;
-        let properties = setup::properties(native.folder(), ports, &options.config);
+        let mut properties = setup::properties(native.folder(), ports, &options.config);
+        if let Some(secure) = &options.secure {
+            properties.push_str(&setup::secure_properties(ports, secure));
+        }
         fs::write(properties_file(&native), properties).context("cannot write the broker's configuration")?;
-        setup::format(class_path, &properties_file(&native), |id| native.record(id))?;
+        setup::format(class_path, &properties_file(&native), options.secure.as_ref(), |id| {
+            native.record(id)
+        })?;
         native.add_endpoint(&exports(ports.broker), VERSION)?;
         let mut broker = Self { native, class_path: class_path.to_path_buf(), ports };
         broker.start_server()?;
@@ -99,6 +126,11 @@ impl Kafka {
     /// The port that clients connect to.
     pub fn port(&self) -> u16 {
         self.ports.broker
+    }
+
+    /// `127.0.0.1:PORT` of the listener that was asked for by [`StartOptions::secure`].
+    pub fn secure_broker(&self) -> String {
+        format!("127.0.0.1:{}", self.ports.secure)
     }
 
     /// The broker's version.

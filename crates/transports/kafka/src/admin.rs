@@ -12,10 +12,12 @@ use rdkafka::{Offset, TopicPartitionList};
 use throughline_core::driver::{Delivery, Depth};
 use throughline_core::{Error, ErrorKind, Result, Retry, Timestamp};
 
-use crate::config::{Cluster, Destination, From, Wanted};
+use crate::cluster::Cluster;
+use crate::config::{Destination, From, Wanted};
 use crate::connect::{Admin, Reader, blocking, not_found};
 use crate::error;
-use crate::message::receive;
+use crate::message::{Blocks, receive};
+use crate::native::Record;
 
 /// The group that a browse without one reads as; nothing joins it, and nothing is committed for it.
 const BROWSER: &str = "throughline-browse";
@@ -291,7 +293,7 @@ fn read(reader: &Reader, destination: &Destination, spans: Vec<Span>, max: usize
     }
     reader.client.assign(&begin).map_err(error::map)?;
     let mut open = spans;
-    let mut seen = Vec::new();
+    let (mut seen, mut blocks) = (Vec::new(), Blocks::default());
     // The last offset of a partition can be a transaction's marker, which is not delivered.
     let mut deadline = Instant::now() + reader.timeout;
     while seen.len() < max && !open.is_empty() && Instant::now() < deadline {
@@ -313,7 +315,8 @@ fn read(reader: &Reader, destination: &Destination, spans: Vec<Span>, max: usize
         let (partition, offset) = (message.partition(), message.offset());
         if open.iter().any(|span| span.partition == partition && offset < span.to) {
             // Epoch 0: no consumer's, so that it cannot be settled.
-            seen.push(receive(&message, topic.clone(), 0, Timestamp::now()).delivery);
+            let (record, now) = (Record::of(&message), Timestamp::now());
+            seen.push(receive(record, topic.clone(), 0, now, &mut blocks).delivery);
         }
         open.retain(|span| span.partition != partition || offset + 1 < span.to);
     }

@@ -11,7 +11,8 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::types::RDKafkaRespErr;
 use throughline_core::{Error, ErrorKind, Result, Retry};
 
-use crate::config::{Cluster, Destination};
+use crate::cluster::Cluster;
+use crate::config::Destination;
 use crate::error;
 
 /// How long one call to librdkafka waits, so that what it tells meanwhile is seen.

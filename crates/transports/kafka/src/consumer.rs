@@ -12,9 +12,11 @@ use rdkafka::consumer::Consumer as _;
 use throughline_core::capabilities::{self, RetryMeans};
 use throughline_core::driver::{self, Delivery, Endpoint, Settlement, Token};
 use throughline_core::{Capabilities, ConsumeOptions, Error, ErrorKind, Order, Result};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::config::{Cluster, Destination};
+use crate::cluster::Cluster;
+use crate::config::Destination;
 use crate::connect::{blocking, exists};
 use crate::error;
 use crate::onward::{Leaving, Onward, To, no_dead_letter};
@@ -29,7 +31,15 @@ pub(crate) struct Consumer {
     onward: Onward,
     capabilities: Capabilities,
     endpoint: Endpoint,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Mutex<Option<Polling>>,
+    /// How long a close may take.
+    longest_close: Duration,
+}
+
+/// The polling thread, and what tells that it has ended.
+struct Polling {
+    thread: JoinHandle<()>,
+    ended: oneshot::Receiver<()>,
 }
 
 impl Consumer {
@@ -61,12 +71,17 @@ impl Consumer {
         let client = client(&cluster, &group, &destination, shared.clone())?;
         let names: Vec<_> = topics.iter().map(String::as_str).collect();
         client.subscribe(&names).map_err(error::map)?;
+        let (end, ended) = oneshot::channel();
         let thread = {
             let (shared, destination) = (shared.clone(), destination.clone());
             let name = format!("kafka {group}");
             std::thread::Builder::new()
                 .name(name)
-                .spawn(move || poll::run(&shared, client, &destination))
+                .spawn(move || {
+                    // Dropped last, whatever happens.
+                    let _end: oneshot::Sender<()> = end;
+                    poll::run(&shared, client, &destination);
+                })
                 .map_err(|error| {
                     Error::new(ErrorKind::Internal, "the polling thread cannot be started").with_source(error)
                 })?
@@ -74,12 +89,13 @@ impl Consumer {
         let mut endpoint = endpoint(&cluster, destination.topic()?);
         endpoint.attributes.push(KeyValue::new("messaging.consumer.group.name", group));
         Ok(Self {
+            longest_close: cluster.timeout,
             onward: Onward::new(cluster, (*destination).clone()),
             shared,
             destination,
             capabilities,
             endpoint,
-            thread: Mutex::new(Some(thread)),
+            thread: Mutex::new(Some(Polling { thread, ended })),
         })
     }
 
@@ -89,10 +105,14 @@ impl Consumer {
         state: &mut State,
         token: &Token,
         settlement: &Settlement,
+        settled: &mut Vec<Delivery>,
     ) -> Result<Option<Leaving>> {
         let keep_order = self.shared.keep_order;
         match settlement {
-            Settlement::Ack => state.settle(token, keep_order).map(|()| None),
+            Settlement::Ack => state.settle(token, keep_order).map(|delivery| {
+                settled.push(delivery);
+                None
+            }),
             Settlement::Release => state.release(token, keep_order).map(|()| None),
             Settlement::Retry { after, history } => {
                 let entry = state.entry(token)?;
@@ -121,7 +141,7 @@ impl Consumer {
         let mut state = self.shared.state();
         let keep_order = self.shared.keep_order;
         let settled = leaving.iter().zip(answers).map(|(leaving, answer)| match answer {
-            Ok(()) => state.settle(&leaving.delivery.token, keep_order),
+            Ok(()) => state.settle(&leaving.delivery.token, keep_order).map(drop),
             Err(error) => {
                 // Stale is as good: it is delivered again elsewhere.
                 let _ = state.release(&leaving.delivery.token, keep_order);
@@ -195,15 +215,18 @@ impl driver::Consumer for Consumer {
     async fn settle(&self, batch: &[(Token, Settlement)]) -> Vec<Result<()>> {
         let mut results = Vec::with_capacity(batch.len());
         let mut leaving = Vec::new();
+        // Dropped when the polling thread is not kept waiting by it.
+        let mut settled = Vec::with_capacity(batch.len());
         {
             let mut state = self.shared.state();
             for (at, (token, settlement)) in batch.iter().enumerate() {
-                results.push(self.settle_here(&mut state, token, settlement).map(|onward| {
+                results.push(self.settle_here(&mut state, token, settlement, &mut settled).map(|onward| {
                     leaving.extend(onward.map(|onward| (at, onward)));
                 }));
             }
             self.shared.tell(&state);
         }
+        drop(settled);
         let (places, leaving): (Vec<usize>, Vec<_>) = leaving.into_iter().unzip();
         if !leaving.is_empty() {
             for (at, outcome) in places.into_iter().zip(self.send_on(leaving).await) {
@@ -236,7 +259,12 @@ impl driver::Consumer for Consumer {
         self.shared.advance(Phase::Closing);
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         let joined = match thread {
-            Some(thread) => blocking(move || thread.join().map_err(|_| panicked())).await,
+            // It ends by dropping the sender. A thread that waits for a broker which does not come cannot be joined in time: it
+            // ends by itself.
+            Some(Polling { thread, ended }) => match tokio::time::timeout(self.longest_close, ended).await {
+                Ok(_) => blocking(move || thread.join().map_err(|_| panicked())).await,
+                Err(_) => Err(unclosed(self.longest_close)),
+            },
             None => Ok(()),
         };
         self.onward.close().await;
@@ -246,6 +274,15 @@ impl driver::Consumer for Consumer {
 
 fn panicked() -> Error {
     Error::new(ErrorKind::Internal, "the polling thread failed")
+}
+
+fn unclosed(waited: Duration) -> Error {
+    Error::new(
+        ErrorKind::Timeout,
+        format!(
+            "the brokers did not take the last commit within {waited:?}: what was acked last may be delivered again"
+        ),
+    )
 }
 
 impl Drop for Consumer {

@@ -10,7 +10,8 @@ use throughline_core::diagnosis::{Finding, Remedy, Server, Severity};
 use throughline_core::{Address, DiagnoseOptions, Diagnosis, Result};
 
 use crate::admin::depth;
-use crate::config::{Cluster, Destination};
+use crate::cluster::Cluster;
+use crate::config::Destination;
 use crate::connect::{Admin, Reader, blocking};
 
 /// Configurations that decide what becomes of messages.

@@ -46,6 +46,11 @@ fn text(code: Code) -> String {
         Code::Authentication | Code::SaslAuthenticationFailed => {
             "the broker refused the user name or password".into()
         }
+        Code::SSL => {
+            "TLS failed; does kafka.ssl.ca.location name the authority of the brokers' certificates, and is this their TLS \
+             port?"
+                .into()
+        }
         Code::AutoOffsetReset | Code::OffsetOutOfRange => {
             "the group has no committed position in the log, and the address says from=none".into()
         }
@@ -67,6 +72,8 @@ fn classify(code: Code) -> (ErrorKind, Retry) {
         | Code::SaslAuthenticationFailed
         | Code::UnsupportedSASLMechanism
         | Code::IllegalSASLState => (Kind::Unauthenticated, Retry::Never),
+        // It does not mend by waiting.
+        Code::SSL => (Kind::Disconnected, Retry::Never),
         Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => (Kind::LimitExceeded, Retry::Never),
         Code::TopicAlreadyExists | Code::NonEmptyGroup => (Kind::Conflict, Retry::Never),
         Code::InvalidTopic

@@ -2,6 +2,7 @@
 
 mod acked;
 mod admin;
+mod cluster;
 mod codec;
 mod config;
 mod connect;
@@ -9,12 +10,17 @@ mod consumer;
 mod deadletter;
 mod diagnose;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod message;
 mod native;
 mod onward;
 mod partition;
 mod poll;
+mod producer;
 mod publisher;
+mod reports;
 mod state;
 mod transport;
 

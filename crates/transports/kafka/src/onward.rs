@@ -8,11 +8,12 @@ use throughline_core::driver::{Completions, Delivery};
 use throughline_core::{Error, ErrorKind, History, Result, Retry, Timestamp};
 use tokio::sync::OnceCell;
 
+use crate::cluster::Cluster;
 use crate::codec::{DeadLetter, Hop};
-use crate::config::{Cluster, Destination};
+use crate::config::Destination;
 use crate::deadletter::Origin;
 use crate::message::Message;
-use crate::publisher::Producer;
+use crate::producer::Producer;
 
 /// Publishes what a consumer sends on. Its producers are made when first needed.
 pub(crate) struct Onward {
@@ -73,7 +74,7 @@ impl Onward {
         let done = Arc::new(done);
         let mut fitting = Vec::with_capacity(run.len());
         for (index, (leaving, origin)) in run.iter().zip(&origins).enumerate() {
-            let envelope = &*leaving.delivery.envelope;
+            let envelope = &leaving.delivery.envelope;
             let mut hop = self.hop(leaving, origin);
             if producer.measure(envelope, &hop).is_err() {
                 tracing::warn!("no room for the history of failures: sent on without it");
@@ -84,7 +85,7 @@ impl Onward {
                 Err(error) => done.complete(index, Err(error)),
             }
         }
-        producer.send(fitting, &done).await;
+        producer.send(fitting.into_iter(), &done).await;
         drop(done);
         answers.await.into_iter().map(|answer| answer.map(drop)).collect()
     }

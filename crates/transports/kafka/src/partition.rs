@@ -105,6 +105,12 @@ impl Partition {
     }
 
     fn index(&self, offset: i64) -> Option<usize> {
+        // Without gaps it is as far on as its offset.
+        let (first, _) = self.window.front()?;
+        let near = usize::try_from(offset.checked_sub(*first)?).ok()?;
+        if self.window.get(near).is_some_and(|(found, _)| *found == offset) {
+            return Some(near);
+        }
         self.window.binary_search_by_key(&offset, |(offset, _)| *offset).ok()
     }
 

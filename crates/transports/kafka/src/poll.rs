@@ -5,24 +5,23 @@
 //! paused. Rebalance callbacks run on this thread, which may wait; nothing here runs on the application's runtime.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
-use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::TopicPartitionListElem;
-use rdkafka::{ClientContext, Message as _, Offset, TopicPartitionList};
+use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use throughline_core::{Error, ErrorKind, Retry, Timestamp};
 
 use crate::acked::Acked;
 use crate::config::Destination;
 use crate::connect::{Events, not_found};
 use crate::error;
-use crate::message::{Received, receive};
-use crate::native;
+use crate::message::{Blocks, Received, receive};
+use crate::native::{self, Record, Records};
 use crate::partition::{Partition, Position};
 use crate::state::{Phase, Shared, State};
 
@@ -44,6 +43,8 @@ pub(crate) struct Context {
     shared: Arc<Shared>,
     events: Events,
     drain: Duration,
+    /// Where the records of assigned partitions go.
+    records: Mutex<Weak<Records>>,
     /// The broker takes no metadata of our length.
     is_plain: AtomicBool,
     /// The last commit failed.
@@ -58,6 +59,7 @@ impl Context {
             shared,
             events: Events::default(),
             drain,
+            records: Mutex::default(),
             is_plain: AtomicBool::default(),
             is_failing: AtomicBool::default(),
         }
@@ -132,11 +134,15 @@ impl ConsumerContext for Context {
         match rebalance {
             Rebalance::Revoke(partitions) => self.revoke(client, partitions),
             Rebalance::Assign(partitions) => {
+                let records = self.records.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
                 let mut acked = self.acked(client, partitions);
                 for element in partitions.elements() {
                     let (topic, number) = (element.topic(), element.partition());
                     let acked = acked.remove(&(topic.to_owned(), number)).unwrap_or_default();
                     self.shared.assign(self.topic(topic), number, acked);
+                    if let Some(records) = &records {
+                        records.forward(client.client(), topic, number);
+                    }
                 }
             }
             Rebalance::Error(error) => tracing::warn!(%error, "a rebalance failed"),
@@ -209,6 +215,11 @@ pub(crate) fn run(shared: &Shared, client: Client, destination: &Destination) {
     let mut committer = Committer { last: Instant::now(), interval: destination.commit_interval };
     let mut is_full = false;
     let mut has_left = false;
+    let mut blocks = Blocks::default();
+    let Some(records) = Records::new(client.client()).map(Arc::new) else {
+        return shared.end(Error::new(ErrorKind::Internal, "librdkafka has no memory for a queue"));
+    };
+    *client.context().records.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&records);
     loop {
         // Once partitions are paused, only what makes them go on again is waited for.
         is_full = !shared.wait_for_room(if is_full { Duration::ZERO } else { PATIENCE })
@@ -217,7 +228,7 @@ pub(crate) fn run(shared: &Shared, client: Client, destination: &Destination) {
             break;
         }
         pause_and_resume(shared, &client, is_full);
-        take_in(shared, &client, destination);
+        take_in(shared, &client, &records, destination, &mut blocks);
         committer.run(shared, &client);
         // A group gives partitions to its members only, and all or none are ours.
         if !has_left && shared.is_done() {
@@ -226,53 +237,55 @@ pub(crate) fn run(shared: &Shared, client: Client, destination: &Destination) {
         }
     }
     store(shared, &client, None);
+    drop(records);
     // Commits, and leaves the group.
     drop(client);
 }
 
 /// Waits for records, and takes in what there is.
-fn take_in(shared: &Shared, client: &Client, destination: &Destination) {
-    let now = Timestamp::now();
-    let mut received = Vec::new();
-    // The partition of the last record: the next is mostly of the same.
-    let mut known: Option<(u64, Arc<str>, i32)> = None;
-    let mut wait = POLL;
-    while received.len() < BATCH {
-        match client.poll(wait) {
-            None => break,
-            Some(Ok(message)) => received.extend(decode(shared, &message, &mut known, now)),
-            Some(Err(error)) => {
-                if let Some(end) = fatal(error, client, destination) {
-                    shared.end(end);
-                }
-                // A rebalance may have come with it.
-                known = None;
-            }
-        }
-        wait = Duration::ZERO;
-    }
-    if !received.is_empty() {
-        shared.insert(received);
-    }
-}
-
-fn decode(
+fn take_in(
     shared: &Shared,
-    message: &BorrowedMessage<'_>,
-    known: &mut Option<(u64, Arc<str>, i32)>,
-    now: Timestamp,
-) -> Option<(u64, Received)> {
-    let is_known = known.as_ref().is_some_and(|(epoch, topic, number)| {
-        *number == message.partition() && **topic == *message.topic() && shared.is_live(*epoch)
-    });
-    if !is_known {
-        let state = shared.state();
-        let epoch = *state.epochs_of(&[(message.topic().to_owned(), message.partition())]).first()?;
-        let topic = state.partitions.get(&epoch)?.topic.clone();
-        *known = Some((epoch, topic, message.partition()));
+    client: &Client,
+    records: &Records,
+    destination: &Destination,
+    blocks: &mut Blocks,
+) {
+    let told = |error| {
+        if let Some(end) = fatal(error, client, destination) {
+            shared.end(end);
+        }
+    };
+    let now = Timestamp::now();
+    let mut runs: Vec<(u64, Vec<Received>)> = Vec::new();
+    // The partition of the last record: the next is mostly of the same.
+    let mut known: Option<(usize, i32, Arc<str>)> = None;
+    let mut put = |record: Record<'_>, known: &mut Option<(usize, i32, Arc<str>)>| {
+        if !known.as_ref().is_some_and(|(topic, number, _)| record.is_beside(*topic, *number)) {
+            let Some((epoch, topic)) = shared.owner(&record) else { return };
+            *known = Some((record.topic_id(), record.partition(), topic));
+            runs.push((epoch, Vec::with_capacity(BATCH)));
+        }
+        if let (Some((_, _, topic)), Some((epoch, run))) = (known, runs.last_mut()) {
+            run.push(receive(record, topic.clone(), *epoch, now, blocks));
+        }
+    };
+    // Rebalances, errors, what became of commits: all but the records, whose queue is their own. A record that came by this one
+    // is not lost.
+    while let Some(event) = client.poll(Duration::ZERO) {
+        match event {
+            Ok(message) => put(Record::of(&message), &mut known),
+            Err(error) => told(error),
+        }
+        // A rebalance may have come with it; while records are taken, none does.
+        known = None;
     }
-    let (epoch, topic, _) = known.as_ref()?;
-    Some((*epoch, receive(message, topic.clone(), *epoch, now)))
+    records.take::<BATCH>(POLL, |record| match record {
+        Ok(record) => put(record, &mut known),
+        Err(error) => told(error),
+    });
+    if !runs.is_empty() {
+        shared.insert(runs);
+    }
 }
 
 /// Pauses what has no room, and resumes what has it again.

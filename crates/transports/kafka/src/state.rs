@@ -1,9 +1,10 @@
 //! What the polling thread and the consumer share: the partitions that are ours, and what may be handed out.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
+use rustc_hash::FxHashMap;
 use throughline_core::driver::{Clock, Delivery, Token};
 use throughline_core::{Error, ErrorKind, History, Result, Timestamp};
 use tokio::sync::Notify;
@@ -11,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::acked::Acked;
 use crate::message::{Received, offset};
+use crate::native::Record;
 use crate::partition::{Entry, Partition};
 
 /// How much may wait to be handed out before the polling thread takes no more.
@@ -37,7 +39,7 @@ pub(crate) struct Shared {
 #[derive(Default)]
 pub(crate) struct State {
     /// By epoch: each assignment of a partition is one.
-    pub(crate) partitions: HashMap<u64, Partition>,
+    pub(crate) partitions: FxHashMap<u64, Partition>,
     /// What may be handed out, in order: epoch and offset.
     ready: VecDeque<(u64, i64)>,
     ready_bytes: usize,
@@ -84,6 +86,15 @@ impl Shared {
         self.live.read().unwrap_or_else(PoisonError::into_inner).contains(&epoch)
     }
 
+    /// The epoch and the topic of a record's partition, if it is ours.
+    pub(crate) fn owner(&self, record: &Record<'_>) -> Option<(u64, Arc<str>)> {
+        let state = self.state();
+        let topic = record.topic()?;
+        let mut all = state.partitions.iter();
+        let (epoch, found) = all.find(|(_, p)| p.number == record.partition() && *p.topic == *topic)?;
+        Some((*epoch, found.topic.clone()))
+    }
+
     /// The latest epoch.
     pub(crate) fn epoch(&self) -> u64 {
         self.state().epochs
@@ -127,12 +138,12 @@ impl Shared {
         state.phase > Phase::Running && state.partitions.values().all(|partition| partition.out == 0)
     }
 
-    /// Takes records in, and wakes who waits for them.
-    pub(crate) fn insert(&self, received: Vec<(u64, Received)>) {
+    /// Takes records in, by the epoch of their partition, and wakes who waits for them.
+    pub(crate) fn insert(&self, runs: Vec<(u64, Vec<Received>)>) {
         let now = (Instant::now(), Timestamp::now());
         let mut state = self.state();
-        for (epoch, received) in received {
-            state.insert(epoch, received, now);
+        for (epoch, run) in runs {
+            state.insert(epoch, run, now);
         }
         drop(state);
         self.arrived.notify_one();
@@ -235,22 +246,24 @@ impl State {
         self.ready_bytes = ready.iter().map(bytes).sum();
     }
 
-    fn insert(&mut self, epoch: u64, received: Received, (now, clock): (Instant, Timestamp)) {
-        let Received { delivery, due } = received;
+    fn insert(&mut self, epoch: u64, run: Vec<Received>, (now, clock): (Instant, Timestamp)) {
         let Some(partition) = self.partitions.get_mut(&epoch) else { return };
-        let at = offset(&delivery.token);
-        let bytes = delivery.envelope.payload_len();
-        if !partition.insert(at, delivery) {
-            return;
-        }
-        if let Some(due) = due {
-            // Alone, whatever its key: what is retried by a topic keeps no order.
-            let wait = u64::try_from(due.millis_since(clock)).unwrap_or(0);
-            let turn = crate::partition::Turn::Alone(at);
-            partition.gate.hold(&turn, at.cast_unsigned(), now + Duration::from_millis(wait));
-        } else if self.phase == Phase::Running && !partition.is_leaving {
-            self.ready.push_back((epoch, at));
-            self.ready_bytes += bytes;
+        let is_wanted = self.phase == Phase::Running && !partition.is_leaving;
+        for Received { delivery, due } in run {
+            let at = offset(&delivery.token);
+            let bytes = delivery.envelope.payload_len();
+            if !partition.insert(at, delivery) {
+                continue;
+            }
+            if let Some(due) = due {
+                // Alone, whatever its key: what is retried by a topic keeps no order.
+                let wait = u64::try_from(due.millis_since(clock)).unwrap_or(0);
+                let turn = crate::partition::Turn::Alone(at);
+                partition.gate.hold(&turn, at.cast_unsigned(), now + Duration::from_millis(wait));
+            } else if is_wanted {
+                self.ready.push_back((epoch, at));
+                self.ready_bytes += bytes;
+            }
         }
     }
 
@@ -304,13 +317,13 @@ impl State {
         partition.and_then(|partition| partition.get_mut(offset(token))).ok_or_else(stale)
     }
 
-    /// Settles a delivery for good: what waited for it may go.
-    pub(crate) fn settle(&mut self, token: &Token, keep_order: bool) -> Result<()> {
+    /// Settles a delivery for good: what waited for it may go. Gives it back, to be dropped when the lock is not held.
+    pub(crate) fn settle(&mut self, token: &Token, keep_order: bool) -> Result<Delivery> {
         let partition = self.partitions.get_mut(&token.epoch).ok_or_else(stale)?;
         let at = offset(token);
         let entry = partition.settle(at).ok_or_else(stale)?;
         if partition.gate.is_empty() {
-            return Ok(());
+            return Ok(entry.delivery);
         }
         let turn = Partition::turn(&entry, at, keep_order);
         let mut freed = partition.gate.settled(&turn, token.tag);
@@ -319,7 +332,7 @@ impl State {
             freed.extend(partition.gate.settled(&crate::partition::Turn::Alone(at), token.tag));
         }
         self.requeue(token.epoch, freed.into_iter().map(u64::cast_signed));
-        Ok(())
+        Ok(entry.delivery)
     }
 
     /// Makes a delivery available again at once.

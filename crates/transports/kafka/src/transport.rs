@@ -11,7 +11,8 @@ use throughline_core::{
 };
 
 use crate::admin;
-use crate::config::{Cluster, Destination, OPTIONS};
+use crate::cluster::Cluster;
+use crate::config::{Destination, OPTIONS};
 use crate::connect::{Reader, blocking};
 use crate::consumer::Consumer;
 use crate::diagnose;

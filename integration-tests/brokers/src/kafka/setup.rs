@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use super::Secure;
 use crate::install::{NotInstalled, Package, Permission, find_program};
 use crate::process::ProcessId;
 use crate::{cache_folder, folder, process, say};
@@ -27,6 +28,13 @@ const PACKAGE: Package = Package {
 /// A hundred megabytes from a repository that may be far.
 const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(600);
 
+const KCAT: Package = Package {
+    what: "kcat",
+    why: "by the tests that exchange messages with it",
+    debian: &["kcat"],
+    homebrew: &["kcat"],
+};
+
 /// The folder of the jars, in the user's cache.
 fn jars() -> PathBuf {
     cache_folder().join(format!("kafka-{VERSION}"))
@@ -42,6 +50,12 @@ pub(super) fn class_path() -> Option<PathBuf> {
 pub(super) fn install(permission: Permission) -> Result<()> {
     if find_program("java").is_none() || (!jars().exists() && find_program("mvn").is_none()) {
         PACKAGE.install(permission)?;
+    }
+    // Small, and only for some tests, which are skipped without it.
+    if find_program("kcat").is_none()
+        && let Err(error) = KCAT.install(permission)
+    {
+        say(&format!("kcat is not there: {error:#}"));
     }
     let cache = cache_folder();
     // Two runs at once would load into the same folder.
@@ -92,12 +106,14 @@ fn load(folder: &Path) -> Result<()> {
 pub(super) struct Ports {
     pub(super) broker: u16,
     pub(super) controller: u16,
+    /// Used where a secure listener is asked for.
+    pub(super) secure: u16,
 }
 
 impl Ports {
     pub(super) fn free() -> Result<Ports> {
-        match crate::ports::free(2)?[..] {
-            [broker, controller] => Ok(Ports { broker, controller }),
+        match crate::ports::free(3)?[..] {
+            [broker, controller, secure] => Ok(Ports { broker, controller, secure }),
             _ => bail!("the wrong number of ports"),
         }
     }
@@ -105,7 +121,7 @@ impl Ports {
 
 /// The configuration of one node that is broker and controller at once.
 pub(super) fn properties(folder: &Path, ports: Ports, further: &str) -> String {
-    let Ports { broker, controller } = ports;
+    let Ports { broker, controller, .. } = ports;
     let data = folder.join("data");
     format!(
         "process.roles=broker,controller\n\
@@ -134,6 +150,30 @@ pub(super) fn properties(folder: &Path, ports: Ports, further: &str) -> String {
          group.consumer.heartbeat.interval.ms=1000\n\
          {further}\n",
         data.display()
+    )
+}
+
+/// What a secure listener adds; the last line of a name counts.
+pub(super) fn secure_properties(ports: Ports, secure: &Secure) -> String {
+    let Ports { broker, controller, secure: port } = ports;
+    let Secure { certificates, key, user, password } = secure;
+    // Lines of one property.
+    let pem = |text: &str| text.trim().replace("\r", "").replace('\n', "\\n");
+    format!(
+        "listeners=PLAINTEXT://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{controller},SECURE://127.0.0.1:{port}\n\
+         advertised.listeners=PLAINTEXT://127.0.0.1:{broker},SECURE://127.0.0.1:{port}\n\
+         listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SECURE:SASL_SSL\n\
+         inter.broker.listener.name=PLAINTEXT\n\
+         listener.name.secure.ssl.keystore.type=PEM\n\
+         listener.name.secure.ssl.keystore.certificate.chain={}\n\
+         listener.name.secure.ssl.keystore.key={}\n\
+         listener.name.secure.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512\n\
+         listener.name.secure.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule \
+         required user_{user}=\"{password}\";\n\
+         listener.name.secure.scram-sha-512.sasl.jaas.config=\
+         org.apache.kafka.common.security.scram.ScramLoginModule required;\n",
+        pem(certificates),
+        pem(key),
     )
 }
 
@@ -177,9 +217,13 @@ const FORMAT_TIMEOUT: Duration = Duration::from_secs(120);
 pub(super) fn format(
     class_path: &Path,
     properties: &Path,
+    secure: Option<&Secure>,
     record: impl FnOnce(&ProcessId) -> Result<()>,
 ) -> Result<()> {
     let mut java = java(class_path, "kafka.tools.StorageTool");
     java.args(["format", "--cluster-id", CLUSTER_ID, "--config"]).arg(properties);
+    if let Some(Secure { user, password, .. }) = secure {
+        java.args(["--add-scram", &format!("SCRAM-SHA-512=[name={user},password={password}]")]);
+    }
     process::recorded_output(&mut java, FORMAT_TIMEOUT, record).map(drop)
 }

@@ -181,7 +181,7 @@ async fn a_reject_is_a_dead_letter_that_explains_itself() {
         .key("k")
         .header("tenant", "5000")
         .header("bin", vec![0xff])
-        .expires_in(Duration::from_secs(2))
+        .expires_in(Duration::from_secs(5))
         .payload("x")
         .build();
     publisher.publish(envelope.clone()).await.unwrap();
@@ -189,7 +189,7 @@ async fn a_reject_is_a_dead_letter_that_explains_itself() {
     next(&mut consumer).await.reject(failure).await.unwrap();
     rig.settles_at(&topic, 0).await;
     // Kept however late somebody looks at it.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
     let mut reader = rig.consumer(&letters).await;
     let letter = next(&mut reader).await;
     assert_eq!(letter.envelope().payload, envelope.payload);

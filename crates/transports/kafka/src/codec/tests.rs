@@ -1,8 +1,16 @@
 //! Round trips through a list of headers, as the wire is one.
 
-use proptest::prelude::*;
+use std::time::Duration;
 
+use bytes::Bytes;
+use proptest::prelude::*;
+use rdkafka::Timestamp as Stamp;
+use throughline_core::{Envelope, History, IdOrigin, Timestamp};
+
+use super::encode::HEADER_OVERHEAD;
 use super::*;
+use crate::config::Style;
+use crate::deadletter::Origin;
 
 #[derive(Default)]
 struct List(Vec<(Vec<u8>, Option<Vec<u8>>)>);
@@ -25,8 +33,9 @@ fn hop() -> Hop<'static> {
 }
 
 fn decode_list(key: Option<&[u8]>, payload: Option<&[u8]>, stamp: Stamp, list: &List) -> Decoded {
+    let (key, payload) = (key.map(Bytes::copy_from_slice), payload.map(Bytes::copy_from_slice));
     let record = Record { topic: "t", partition: 3, offset: 42, key, payload, stamp };
-    decode(&record, |each| list.0.iter().for_each(|(name, value)| each(name, value.as_deref())))
+    decode(record, |each| list.0.iter().for_each(|(name, value)| each(name, value.as_deref())))
 }
 
 fn round_trip(envelope: &Envelope, hop: &Hop<'_>) -> Decoded {

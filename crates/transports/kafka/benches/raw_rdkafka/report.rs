@@ -1,0 +1,88 @@
+//! What was measured, round by round.
+
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// How long something took, and the processor time of this process meanwhile.
+#[derive(Clone, Copy)]
+pub(crate) struct Span {
+    wall: Duration,
+    cpu: Duration,
+}
+
+/// A span that has begun.
+pub(crate) struct Started(Instant, Duration);
+
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec.try_into().unwrap(), time.tv_nsec.try_into().unwrap())
+}
+
+impl Started {
+    pub(crate) fn now() -> Self {
+        Self(Instant::now(), processor_time())
+    }
+
+    pub(crate) fn end(self) -> Span {
+        Span { wall: self.0.elapsed(), cpu: processor_time() - self.1 }
+    }
+}
+
+/// The spans of contenders; the first is what the others are compared with.
+pub(crate) struct Table {
+    title: &'static str,
+    rows: Vec<(&'static str, Vec<Span>)>,
+}
+
+impl Table {
+    pub(crate) fn new(title: &'static str, names: impl Iterator<Item = &'static str>) -> Self {
+        Self { title, rows: names.map(|name| (name, Vec::new())).collect() }
+    }
+
+    /// The first round, 0, warms up.
+    pub(crate) fn put(&mut self, row: usize, round: usize, span: Span) {
+        if round > 0 {
+            self.rows[row].1.push(span);
+        }
+    }
+
+    pub(crate) fn print(&self, messages: usize) {
+        let Some((_, raw)) = self.rows.first() else { return };
+        println!(
+            "\n| {} | msg/s | ÷ raw | CPU µs a message | CPU ÷ raw |\n|---|---|---|---|---|",
+            self.title
+        );
+        let micros = |time: Duration| time.as_secs_f64() * 1e6 / messages as f64;
+        for (name, spans) in &self.rows {
+            let rate = Spread::of(spans.iter().map(|span| 1e6 / micros(span.wall)));
+            let cpu = Spread::of(spans.iter().map(|span| micros(span.cpu)));
+            let pairs = || spans.iter().zip(raw);
+            let faster =
+                Spread::of(pairs().map(|(ours, raw)| raw.wall.as_secs_f64() / ours.wall.as_secs_f64()));
+            let dearer =
+                Spread::of(pairs().map(|(ours, raw)| ours.cpu.as_secs_f64() / raw.cpu.as_secs_f64()));
+            println!("| {name} | {:.0} | {faster} | {:.2} | {dearer} |", rate.median, cpu.median);
+        }
+    }
+}
+
+/// The median, with the lowest and the highest.
+struct Spread {
+    median: f64,
+    range: (f64, f64),
+}
+
+impl Spread {
+    fn of(values: impl Iterator<Item = f64>) -> Self {
+        let mut values: Vec<_> = values.collect();
+        values.sort_by(f64::total_cmp);
+        Self { median: values[values.len() / 2], range: (values[0], values[values.len() - 1]) }
+    }
+}
+
+impl std::fmt::Display for Spread {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.2} ({:.2}–{:.2})", self.median, self.range.0, self.range.1)
+    }
+}
