@@ -146,18 +146,7 @@ impl Producer {
 
     /// The message's size in bytes; fails where the topic would refuse it.
     pub(crate) fn measure(&self, envelope: &Envelope, hop: &Hop<'_>) -> Result<usize> {
-        let mut sizer = Sizer::default();
-        codec::encode(envelope, hop, &mut sizer);
-        let key = envelope.ordering_key.as_ref().map_or(0, bytes::Bytes::len);
-        let size = OVERHEAD + sizer.0 + key + envelope.payload_len();
-        if size > self.facts.limit {
-            return Err(Error::limit(
-                "the message, with its key and headers,",
-                format!("{size} bytes"),
-                format!("{} bytes (the topic's max.message.bytes)", self.facts.limit),
-            ));
-        }
-        Ok(size)
+        measure_within(self.facts.limit, envelope, hop)
     }
 
     /// Queues messages, in order; waits while the queue is full.
@@ -265,6 +254,30 @@ impl Publisher {
 /// What an open topic is called in spans.
 pub(crate) fn endpoint(cluster: &Cluster, topic: &str) -> Endpoint {
     Endpoint { destination: topic.to_owned(), server: Some(cluster.server.clone()), attributes: Vec::new() }
+}
+
+fn measure_within(limit: usize, envelope: &Envelope, hop: &Hop<'_>) -> Result<usize> {
+    let mut sizer = Sizer::default();
+    codec::encode(envelope, hop, &mut sizer);
+    let key = envelope.ordering_key.as_ref().map_or(0, bytes::Bytes::len);
+    let size = OVERHEAD + sizer.0 + key + envelope.payload_len();
+    if size > limit {
+        return Err(Error::limit(
+            "the message, with its key and headers,",
+            format!("{size} bytes"),
+            format!("{limit} bytes (the topic's max.message.bytes)"),
+        ));
+    }
+    Ok(size)
+}
+
+/// How large a message is for Kafka, in bytes, where a topic can do this. It needs no connection.
+///
+/// # Errors
+/// `LimitExceeded` for what the topic would refuse, as publishing to it.
+pub fn measure(message: &Outgoing, capabilities: &Capabilities) -> Result<usize> {
+    let limit = capabilities.limits.payload_bytes.map_or(LARGEST - SLACK, |payload| payload + ALLOWANCE);
+    measure_within(limit, &message.envelope, &hop(message, true))
 }
 
 fn hop(message: &Outgoing, stamp: bool) -> Hop<'_> {
