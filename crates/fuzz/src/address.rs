@@ -25,6 +25,9 @@ fn configured(address: &Address) -> Vec<Error> {
     errors.extend(registered(address).err());
     errors.extend(throughline_memory::fuzzing::configure(address));
     errors.extend(throughline_rabbitmq::fuzzing::configure(address));
+    errors.extend(throughline_sqs::fuzzing::configure(address));
+    errors.extend(throughline_sns::fuzzing::configure(address));
+    errors.extend(throughline_eventbridge::fuzzing::configure(address));
     let names: Vec<_> = address.options().map(|(name, _)| name.to_owned()).collect();
     for name in names {
         errors.extend(address.duration(&name).err());
@@ -42,6 +45,9 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         "amqps://us%40er:p%3Aw@[::1]:5671/a%2fb?exchange=e&key=a.%23&ca=/x&client_cert=c&client_key=k&server_name=n",
         "amqp://h/?queue_type=classic&max_priority=5&max_length=7&message_ttl=5m&delivery_limit=3&heartbeat=20s",
         "kafka://b1:9092,b2:9092/topic?group=g",
+        "sns://orders?queue=q&raw=false&filter={}&message_limit=1024&fifo=true",
+        "eventbridge://shop?source=orders&queue=q&pattern={\"source\":[\"a\"]}&rule=r&raw=true",
+        "memory:x?queue=q&like=sqs-fifo",
         "sqs:arn:aws:sqs:eu-west-1:1:q",
         "sqs:https://user:secret@host/1/q?region=x",
         "sqs://q?endpoint=http://user:secret@host/x&session_token=t",
