@@ -34,6 +34,18 @@ fn round_trip(envelope: &Envelope, grouped: bool) -> Envelope {
     decoded.envelope
 }
 
+proptest! {
+    #[test]
+    fn a_size_that_is_not_counted_out_is_no_less_than_the_real_one(envelope in envelopes(), grouped: bool) {
+        let hop = Hop { grouped, delay: Duration::from_secs(7), failed_attempts: 3, ..Hop::default() };
+        let real = encode(&envelope, &hop).size();
+        prop_assert!(size(&envelope, &hop, usize::MAX) >= real);
+        prop_assert_eq!(size(&envelope, &hop, 0), real);
+        let real = event::encode(&envelope, &hop, "throughline", false).unwrap().size();
+        prop_assert!(event::size(&envelope, &hop, "throughline", false, usize::MAX).unwrap() >= real);
+    }
+}
+
 fn text() -> impl Strategy<Value = String> {
     prop_oneof![4 => "\\PC{0,20}", 1 => any::<String>(), 1 => Just("ä".repeat(200)), 1 => Just("\0".into())]
 }

@@ -12,7 +12,7 @@ use throughline_core::headers::{TRACEPARENT, is_trace_header};
 use throughline_core::pack::{PACKED_HEADER, Packed};
 use throughline_core::{Envelope, Error, ErrorKind, HeaderValue, IdOrigin, Result, Timestamp};
 
-use crate::codec::{Decoded, Hop, field, pack_fields, repeated, unpack};
+use crate::codec::{Decoded, ENTRIES, ESCAPED, Hop, at_most, field, pack_fields, repeated, unpack};
 use crate::json::Json;
 use crate::text::is_legal;
 use crate::xray;
@@ -64,6 +64,17 @@ impl Event {
         let time = self.time.map_or(0, |_| TIME_SIZE);
         self.source.len() + self.detail_type.len() + self.detail.len() + time
     }
+}
+
+/// The size of an event that is put, in bytes; as [`codec::size`](crate::codec::size).
+///
+/// # Errors
+/// As [`encode`].
+pub fn size(envelope: &Envelope, hop: &Hop<'_>, source: &str, raw: bool, limit: usize) -> Result<usize> {
+    let payload = ESCAPED * envelope.payload_len() + source.len();
+    let most = at_most(envelope, hop).saturating_add(payload);
+    // What raw mode does not take is told by encoding it.
+    if !raw && most <= limit / ENTRIES { Ok(most) } else { Ok(encode(envelope, hop, source, raw)?.size()) }
 }
 
 /// Encodes an envelope. `source` is for one that names none, or one that EventBridge keeps for itself.

@@ -35,6 +35,7 @@ pub fn all<H: Harness>(harnesses: impl IntoIterator<Item = (Result<H>, Settings)
             return ExitCode::FAILURE;
         }
     };
+    let reports_folder = std::env::var_os(REPORTS_VAR).map(PathBuf::from);
     let mut runs = Vec::new();
     for (harness, settings) in harnesses {
         match harness.and_then(|harness| runtime.block_on(Suite::open(harness, settings))) {
@@ -55,8 +56,8 @@ pub fn all<H: Harness>(harnesses: impl IntoIterator<Item = (Result<H>, Settings)
         ran.sort_by_key(|report| suite::cases().position(|case| case.name == report.case));
         let report = suite.report(ran);
         println!("{report}");
-        if let Some(folder) = std::env::var_os(REPORTS_VAR).map(PathBuf::from)
-            && let Err(error) = report.write_to(&folder)
+        if let Some(folder) = reports_folder.as_ref().filter(|_| suite.settings().reported)
+            && let Err(error) = report.write_to(folder)
         {
             eprintln!("error: cannot write the report to {}: {error}", folder.display());
             return ExitCode::FAILURE;

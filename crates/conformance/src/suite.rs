@@ -64,6 +64,8 @@ pub struct Settings {
     pub many: usize,
     /// How many messages each of 16 keys has, where order is at stake.
     pub per_key: usize,
+    /// Whether a test program writes its report for the tables, which show transports.
+    pub reported: bool,
 }
 
 impl Default for Settings {
@@ -74,6 +76,7 @@ impl Default for Settings {
             patience: Duration::from_secs(30),
             silence: Duration::from_millis(500),
             lease: Duration::from_secs(2),
+            reported: true,
             many: 5000,
             per_key: 1000,
         }
@@ -131,6 +134,10 @@ impl Suite {
     pub fn report(&self, cases: Vec<CaseReport>) -> Report {
         let variant = self.harness.variant();
         Report::new(&self.transport, variant, self.version.as_deref(), self.like().as_ref(), cases)
+    }
+
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// What sets its addresses apart; see [`Harness::variant`].

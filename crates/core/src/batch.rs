@@ -210,10 +210,22 @@ impl Dispatcher {
             };
             let done = Completions::new(len, Arc::new(answers));
             let driver = self.shared.driver.clone();
-            self.calls.push(Box::pin(async move {
-                driver.publish(batch, done).await;
-                (partial, keys)
-            }));
+            let call = async move { driver.publish(batch, done).await };
+            self.calls.push(if self.call_limit() == 1 {
+                Box::pin(async move {
+                    call.await;
+                    (partial, keys)
+                })
+            } else {
+                // Each on a thread of its own: such a call makes a whole request.
+                let call = tokio::spawn(call);
+                Box::pin(async move {
+                    if let Err(error) = call.await {
+                        tracing::error!(%error, "a call to the driver failed");
+                    }
+                    (partial, keys)
+                })
+            });
         }
     }
 

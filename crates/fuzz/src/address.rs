@@ -26,6 +26,9 @@ fn configured(address: &Address) -> Vec<Error> {
     errors.extend(throughline_kafka::fuzzing::configure(address));
     errors.extend(throughline_memory::fuzzing::configure(address));
     errors.extend(throughline_rabbitmq::fuzzing::configure(address));
+    errors.extend(throughline_sqs::fuzzing::configure(address));
+    errors.extend(throughline_sns::fuzzing::configure(address));
+    errors.extend(throughline_eventbridge::fuzzing::configure(address));
     let names: Vec<_> = address.options().map(|(name, _)| name.to_owned()).collect();
     for name in names {
         errors.extend(address.duration(&name).err());
@@ -44,6 +47,9 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         "amqp://h/?queue_type=classic&max_priority=5&max_length=7&message_ttl=5m&delivery_limit=3&heartbeat=20s",
         "kafka://b1:9092,b2:9092/topic?group=g",
         "kafka://app:secret@b/t?group=g&dead_letter&retry=topic&window=9&drain=1s&kafka.linger.ms=1&config.retention.ms=5",
+        "sns://orders?queue=q&raw=false&filter={}&message_limit=1024&fifo=true",
+        "eventbridge://shop?source=orders&queue=q&pattern={\"source\":[\"a\"]}&rule=r&raw=true",
+        "memory:x?queue=q&like=sqs-fifo",
         "sqs:arn:aws:sqs:eu-west-1:1:q",
         "sqs:https://user:secret@host/1/q?region=x",
         "sqs://q?endpoint=http://user:secret@host/x&session_token=t",

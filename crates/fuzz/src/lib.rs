@@ -5,6 +5,7 @@
 //! mutations of the seeds; and `fuzz/`, where libFuzzer runs one for as long as one likes.
 
 mod address;
+mod aws;
 mod text;
 
 /// One law, and where to begin.
@@ -26,6 +27,11 @@ pub const TARGETS: &[Target] = &[
     Target { name: "history", run: text::history, seeds: text::history_seeds },
     Target { name: "timestamp", run: text::timestamp, seeds: text::timestamp_seeds },
     Target { name: "trace_headers", run: text::trace_headers, seeds: text::trace_seeds },
+    Target { name: "aws_message", run: aws::message, seeds: aws::message_seeds },
+    Target { name: "aws_body", run: aws::body, seeds: aws::body_seeds },
+    Target { name: "aws_payload", run: aws::payload, seeds: aws::payload_seeds },
+    Target { name: "aws_headers", run: aws::headers, seeds: aws::headers_seeds },
+    Target { name: "aws_trace_header", run: aws::trace_header, seeds: aws::trace_header_seeds },
     Target {
         name: "kafka_message",
         run: throughline_kafka::fuzzing::message,

@@ -36,8 +36,16 @@ impl Bus {
     pub async fn connect_to(address: Address) -> Result<Self> {
         let registration = registered(&address)?;
         address.check_options(registration.options)?;
-        let transport =
-            (registration.connect)(address.clone()).await.map_err(|error| error.at("connect", &address))?;
+        #[cfg(feature = "memory")]
+        let like = crate::like::open(&address).map_err(|error| error.at("connect", &address))?;
+        #[cfg(not(feature = "memory"))]
+        let like = None;
+        let transport = match like {
+            Some(transport) => transport,
+            None => (registration.connect)(address.clone())
+                .await
+                .map_err(|error| error.at("connect", &address))?,
+        };
         Ok(Self { address, transport, publishers: Arc::default() })
     }
 

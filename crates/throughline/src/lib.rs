@@ -26,6 +26,8 @@
 //! Each transport is a feature of this crate, named after it.
 
 mod bus;
+#[cfg(feature = "memory")]
+mod like;
 mod registry;
 
 pub use bus::Bus;

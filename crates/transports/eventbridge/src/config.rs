@@ -5,7 +5,7 @@ use throughline_aws::settings::{self, bad};
 use throughline_core::address::AddressOption;
 use throughline_core::driver::Sibling;
 use throughline_core::{Address, Result};
-use throughline_sqs::source::{self, QUEUE_OPTIONS};
+use throughline_sqs::source::{self, QUEUE_OPTIONS, check_name};
 
 const fn option(name: &'static str, value: &'static str, help: &'static str) -> AddressOption {
     AddressOption { name, value, help }
@@ -46,7 +46,11 @@ pub(crate) const OPTIONS: [AddressOption; 18] = {
 };
 
 /// The source of messages that name none, where the address names none either.
-const SOURCE: &str = "throughline";
+pub(crate) const SOURCE: &str = "throughline";
+
+/// The longest name of a bus, and the longest source, in bytes.
+/// <https://docs.aws.amazon.com/eventbridge/latest/APIReference/API_PutEventsRequestEntry.html>
+const MAX_NAME: usize = 256;
 
 /// What an address names.
 #[derive(Clone, Debug)]
@@ -72,10 +76,12 @@ impl Destination {
                 "names no event bus; an address looks like eventbridge://default?source=shop",
             ));
         }
-        if bus.len() > 256 || !bus.bytes().all(is_legal) {
+        if !bus.bytes().all(is_legal) {
             return Err(bad(address, format!("'{bus}' cannot be the name of an event bus")));
         }
+        check_name(address, "the event bus's name", &bus, MAX_NAME)?;
         let source = address.option("source").filter(|source| !source.is_empty()).unwrap_or(SOURCE);
+        check_name(address, "the source", source, MAX_NAME)?;
         if source.starts_with("aws.") {
             return Err(
                 address.bad_option("source", "a source that does not begin with 'aws.', which is AWS's own")
@@ -149,5 +155,13 @@ mod tests {
             assert!(error.to_string().contains(expected), "{text}: {error}");
         }
         assert!(of("eventbridge://a?pattern=[]").unwrap().pattern().is_err());
+        let long = "n".repeat(257);
+        for (text, what) in [
+            (format!("eventbridge://{long}"), "the event bus's name"),
+            (format!("eventbridge://a?source={long}"), "the source"),
+        ] {
+            let error = of(&text).unwrap_err().to_string();
+            assert!(error.contains(&format!("{what} is 257 characters, the limit is 256")), "{error}");
+        }
     }
 }

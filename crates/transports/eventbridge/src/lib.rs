@@ -4,6 +4,9 @@ mod admin;
 mod config;
 mod consumer;
 mod diagnose;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod publisher;
 mod transport;
 
@@ -11,6 +14,7 @@ use throughline_core::capabilities;
 use throughline_core::driver::Registration;
 
 pub use aws_sdk_eventbridge;
+pub use publisher::measure;
 /// The client's own message behind a delivery.
 pub use throughline_sqs::Message;
 

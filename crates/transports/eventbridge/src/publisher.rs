@@ -14,12 +14,8 @@ use throughline_core::driver::{self, Completions, Endpoint, Outgoing, Receipt};
 use throughline_core::{Capabilities, Error, ErrorKind, Result, Retry, capabilities};
 
 use crate::admin;
-use crate::config::Destination;
+use crate::config::{Destination, SOURCE};
 use crate::transport::Shared;
-
-/// How large the events of a request may be, in bytes.
-/// <https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-putevents.html>
-const MAX_EVENT: usize = 1_000_000;
 
 /// An open event bus.
 pub(crate) struct Publisher {
@@ -44,18 +40,10 @@ impl Publisher {
         Ok(Self { shared, destination, endpoint, closed: AtomicBool::new(false), routed })
     }
 
-    fn event(&self, message: &Outgoing) -> Result<Event> {
-        let hop = Hop {
-            delay: message.delay,
-            failed_attempts: message.failed_attempts,
-            history: message.history.as_deref(),
-            ..Hop::default()
-        };
-        event::encode(&message.envelope, &hop, &self.destination.source, self.destination.is_raw)
-    }
-
     fn entry(&self, message: &Outgoing) -> Result<PutEventsRequestEntry> {
-        let Event { source, detail_type, detail, time, xray } = self.event(message)?;
+        let Destination { source, is_raw, .. } = &self.destination;
+        let Event { source, detail_type, detail, time, xray } =
+            event::encode(&message.envelope, &hop(message), source, *is_raw)?;
         Ok(PutEventsRequestEntry::builder()
             .event_bus_name(&self.destination.bus)
             .source(source)
@@ -86,6 +74,38 @@ impl Publisher {
     }
 }
 
+/// What a message to send says beside its envelope.
+fn hop(message: &Outgoing) -> Hop<'_> {
+    Hop {
+        delay: message.delay,
+        failed_attempts: message.failed_attempts,
+        history: message.history.as_deref(),
+        ..Hop::default()
+    }
+}
+
+fn measure_as(message: &Outgoing, source: &str, is_raw: bool, capabilities: &Capabilities) -> Result<usize> {
+    let limit = capabilities.limits.batch_bytes.unwrap_or(usize::MAX);
+    let size = event::size(&message.envelope, &hop(message), source, is_raw, limit)?;
+    if size <= limit {
+        return Ok(size);
+    }
+    Err(Error::limit(
+        "the event's size, source, detail type and detail together,",
+        format!("{size} bytes"),
+        format!("{limit} bytes"),
+    ))
+}
+
+/// How large a message is for EventBridge, in bytes, where a bus can do this and the address says neither `source` nor
+/// `raw`. It needs no connection.
+///
+/// # Errors
+/// `LimitExceeded` for what the bus would refuse, as publishing to it.
+pub fn measure(message: &Outgoing, capabilities: &Capabilities) -> Result<usize> {
+    measure_as(message, SOURCE, false, capabilities)
+}
+
 #[async_trait]
 impl driver::Publisher for Publisher {
     fn capabilities(&self) -> &Capabilities {
@@ -97,15 +117,8 @@ impl driver::Publisher for Publisher {
     }
 
     fn measure(&self, message: &Outgoing) -> Result<usize> {
-        let size = self.event(message)?.size();
-        if size <= MAX_EVENT {
-            return Ok(size);
-        }
-        Err(Error::limit(
-            "the event's size, source, detail type and detail together,",
-            format!("{size} bytes"),
-            format!("{MAX_EVENT} bytes"),
-        ))
+        let Destination { source, is_raw, .. } = &self.destination;
+        measure_as(message, source, *is_raw, &capabilities::EVENTBRIDGE)
     }
 
     async fn publish(&self, batch: Vec<Outgoing>, done: Completions) {

@@ -2,9 +2,13 @@
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::panic,
     clippy::indexing_slicing,
     reason = "a test fails by panicking"
 )]
+
+#[path = "native/diagnosing.rs"]
+mod diagnosing;
 
 use std::sync::Arc;
 use std::time::Duration;

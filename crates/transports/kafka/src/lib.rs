@@ -28,6 +28,7 @@ use throughline_core::capabilities;
 use throughline_core::driver::Registration;
 
 pub use message::Message;
+pub use publisher::measure;
 pub use rdkafka;
 
 /// How this transport presents itself to `Bus::connect`.

@@ -30,6 +30,8 @@ const SLACK: usize = 4096;
 /// The bounds of librdkafka's `message.max.bytes`, in bytes.
 const SMALLEST: usize = 1000;
 const LARGEST: usize = 1_000_000_000;
+/// The largest message that librdkafka takes, in bytes.
+pub(crate) const MOST: usize = LARGEST - SLACK;
 /// How long one wait for reports takes, and so how late a client's thread sees that it is to end.
 const WAIT: Duration = Duration::from_millis(100);
 /// So few messages under way are not worth waiting for.
@@ -143,7 +145,7 @@ impl Producer {
         if let Some(own) = cluster.property("message.max.bytes").and_then(|own| own.parse().ok()) {
             facts.limit = facts.limit.min(own);
         }
-        facts.limit = facts.limit.clamp(SMALLEST, LARGEST - SLACK);
+        facts.limit = facts.limit.clamp(SMALLEST, MOST);
         let client = RwLock::new(Some(Arc::new(Client::new(cluster, topic, facts)?)));
         Ok(Self { cluster: cluster.clone(), topic: topic.to_owned(), facts, client })
     }
@@ -183,18 +185,7 @@ impl Producer {
 
     /// The message's size in bytes; fails where the topic would refuse it.
     pub(crate) fn measure(&self, envelope: &Envelope, hop: &Hop<'_>) -> Result<usize> {
-        let mut sizer = Sizer::default();
-        codec::encode(envelope, hop, &mut sizer);
-        let key = envelope.ordering_key.as_ref().map_or(0, bytes::Bytes::len);
-        let size = OVERHEAD + sizer.0 + key + envelope.payload_len();
-        if size > self.facts.limit {
-            return Err(Error::limit(
-                "the message, with its key and headers,",
-                format!("{size} bytes"),
-                format!("{} bytes (the topic's max.message.bytes)", self.facts.limit),
-            ));
-        }
-        Ok(size)
+        measure_within(self.facts.limit, envelope, hop)
     }
 
     /// Queues messages, in order; waits while others are under way, or the queue is full.
@@ -273,6 +264,22 @@ impl Client {
             }
         }
     }
+}
+
+/// The message's size in bytes; fails where a topic with this limit would refuse it.
+pub(crate) fn measure_within(limit: usize, envelope: &Envelope, hop: &Hop<'_>) -> Result<usize> {
+    let mut sizer = Sizer::default();
+    codec::encode(envelope, hop, &mut sizer);
+    let key = envelope.ordering_key.as_ref().map_or(0, bytes::Bytes::len);
+    let size = OVERHEAD + sizer.0 + key + envelope.payload_len();
+    if size > limit {
+        return Err(Error::limit(
+            "the message, with its key and headers,",
+            format!("{size} bytes"),
+            format!("{limit} bytes (the topic's max.message.bytes)"),
+        ));
+    }
+    Ok(size)
 }
 
 /// Ends a client: its threads are joined by who holds it last.

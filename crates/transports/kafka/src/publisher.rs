@@ -11,7 +11,7 @@ use throughline_core::{Capabilities, Result, Timestamp, capabilities};
 use crate::cluster::Cluster;
 use crate::codec::Hop;
 use crate::config::Destination;
-use crate::producer::Producer;
+use crate::producer::{MOST, Producer, measure_within};
 
 /// What of a topic's limit is not promised to the payload, in bytes: key and headers need it.
 const ALLOWANCE: usize = 2_048;
@@ -37,6 +37,15 @@ impl Publisher {
 /// What an open topic is called in spans.
 pub(crate) fn endpoint(cluster: &Cluster, topic: &str) -> Endpoint {
     Endpoint { destination: topic.to_owned(), server: Some(cluster.server.clone()), attributes: Vec::new() }
+}
+
+/// How large a message is for Kafka, in bytes, where a topic can do this. It needs no connection.
+///
+/// # Errors
+/// `LimitExceeded` for what the topic would refuse, as publishing to it.
+pub fn measure(message: &Outgoing, capabilities: &Capabilities) -> Result<usize> {
+    let limit = capabilities.limits.payload_bytes.map_or(MOST, |payload| payload + ALLOWANCE);
+    measure_within(limit, &message.envelope, &hop(message, true))
 }
 
 fn hop(message: &Outgoing, stamp: bool) -> Hop<'_> {

@@ -1,8 +1,11 @@
 //! What an address means here.
 
 use throughline_core::address::AddressOption;
+use throughline_core::capabilities::Level;
 use throughline_core::driver::{self, Sibling};
 use throughline_core::{Address, Error, ErrorKind, Result};
+
+use crate::like;
 
 /// How many messages a queue holds where the address does not say.
 const MAX_LENGTH: usize = 1_000_000;
@@ -26,6 +29,11 @@ pub(crate) const OPTIONS: &[AddressOption] = &[
     },
     AddressOption { name: "dead_letter", value: "QUEUE", help: "the queue for what is rejected" },
     AddressOption { name: "max_length", value: "N", help: "how many messages a new queue holds" },
+    AddressOption {
+        name: "like",
+        value: "sqs|sns|eventbridge|rabbitmq|kafka|…",
+        help: "another transport's limits and levels, for tests without its broker",
+    },
 ];
 
 /// A destination or source.
@@ -58,9 +66,11 @@ impl Place {
 
 /// The address of another place on the same bus.
 pub(crate) fn sibling(of: &Address, sibling: &Sibling<'_>) -> Option<Address> {
+    let has_topics = like::of(of).ok()?.is_none_or(|capabilities| capabilities.fan_out != Level::No);
     let mut address = of.clone().without_options(&["queue", "topic", "create", "unroutable", "dead_letter"]);
     address = match sibling.place {
         driver::Place::Queue(name) => address.with_option("queue", name),
+        driver::Place::Topic { .. } if !has_topics => return None,
         driver::Place::Topic { topic, subscription } => {
             let address = address.with_option("topic", topic);
             subscription.into_iter().fold(address, |address, name| address.with_option("queue", name))

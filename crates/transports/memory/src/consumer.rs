@@ -2,19 +2,21 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use throughline_core::capabilities::{self, Capabilities};
-use throughline_core::driver::{self, Delivery, Endpoint, Settlement, Token};
-use throughline_core::{Address, ConsumeOptions, Error, ErrorKind, History, Result};
+use throughline_core::capabilities::{Capabilities, Lease, SettleMeaning};
+use throughline_core::driver::{self, Consumer as _, Delivery, Endpoint, Settlement, Token};
+use throughline_core::{ConsumeOptions, Error, ErrorKind, History, Result};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::broker::Broker;
 use crate::config::{Config, Place};
-use crate::queue::{DeadLetter, Queue};
+use crate::queue::Queue;
+use crate::stored::DeadLetter;
 
 pub(crate) struct MemoryConsumer {
     broker: Arc<Broker>,
@@ -23,15 +25,19 @@ pub(crate) struct MemoryConsumer {
     options: ConsumeOptions,
     endpoint: Endpoint,
     stopped: watch::Sender<bool>,
+    /// Names it to the queue.
+    id: u64,
 }
+
+/// The ids of consumers.
+static IDS: AtomicU64 = AtomicU64::new(1);
 
 impl MemoryConsumer {
     pub(crate) fn open(
         broker: Arc<Broker>,
-        address: &Address,
+        mut config: Config,
         options: &ConsumeOptions,
     ) -> Result<Arc<dyn driver::Consumer>> {
-        let mut config = Config::new(address)?;
         if let Place::Topic { subscription: subscription @ None, .. } = &mut config.place {
             *subscription = Some(Uuid::now_v7().to_string());
             config.own = true;
@@ -41,6 +47,7 @@ impl MemoryConsumer {
             endpoint: Endpoint { destination: config.place.name().to_owned(), ..Endpoint::default() },
             options: options.clone(),
             stopped: watch::channel(false).0,
+            id: IDS.fetch_add(1, Ordering::Relaxed),
             broker,
             config,
         }))
@@ -50,7 +57,13 @@ impl MemoryConsumer {
         match settlement {
             Settlement::Ack => self.queue.remove(token).map(drop),
             Settlement::Release => self.queue.put_back(token, None),
-            Settlement::Retry { after, history } => self.queue.put_back(token, Some((*after, history))),
+            Settlement::Retry { after, history } => {
+                if let Err(error) = self.capabilities().check_retry(*after, Duration::ZERO) {
+                    self.queue.put_back(token, None)?;
+                    return Err(error);
+                }
+                self.queue.put_back(token, Some((*after, history)))
+            }
             Settlement::Reject { history } => self.reject(token, history),
         }
     }
@@ -74,7 +87,7 @@ impl MemoryConsumer {
 #[async_trait]
 impl driver::Consumer for MemoryConsumer {
     fn capabilities(&self) -> &Capabilities {
-        &capabilities::MEMORY
+        self.broker.capabilities()
     }
 
     fn endpoint(&self) -> &Endpoint {
@@ -90,7 +103,8 @@ impl driver::Consumer for MemoryConsumer {
                 self.queue.pass_on();
                 return Ok(Vec::new());
             }
-            let (taken, next) = self.queue.take(max.get(), self.options.lease, self.options.order)?;
+            let (taken, next) =
+                self.queue.take(max.get(), self.options.lease, self.options.order, self.id)?;
             if !taken.is_empty() || Instant::now() >= deadline {
                 return Ok(taken);
             }
@@ -101,6 +115,10 @@ impl driver::Consumer for MemoryConsumer {
                 _ = stopped.wait_for(|stopped| *stopped) => {}
             }
         }
+    }
+
+    fn has_dead_letter(&self) -> bool {
+        self.config.dead_letter.is_some()
     }
 
     async fn settle(&self, batch: &[(Token, Settlement)]) -> Vec<Result<()>> {
@@ -116,11 +134,20 @@ impl driver::Consumer for MemoryConsumer {
     }
 
     async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<()>> {
-        tokens.iter().map(|token| self.queue.extend(*token, by)).collect()
+        if matches!(self.capabilities().lease, Lease::Renewable(_)) {
+            return tokens.iter().map(|token| self.queue.extend(*token, by)).collect();
+        }
+        let text = format!("{} cannot extend a lease", self.capabilities().transport);
+        tokens.iter().map(|_| Err(Error::new(ErrorKind::Unsupported, text.clone()))).collect()
     }
 
     fn epoch(&self) -> u64 {
         0
+    }
+
+    fn is_current(&self, token: &Token) -> bool {
+        // Where an ack is answered before it is done, it is to be known here that it will be.
+        self.capabilities().settle != SettleMeaning::Deferred || self.queue.holds(*token)
     }
 
     async fn stop(&self) {
@@ -129,6 +156,7 @@ impl driver::Consumer for MemoryConsumer {
 
     async fn close(&self) -> Result<()> {
         self.stopped.send_replace(true);
+        self.queue.let_go(self.id);
         if self.config.own {
             self.broker.delete(&self.config);
         }

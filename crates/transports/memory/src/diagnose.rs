@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use throughline_core::capabilities::MEMORY;
 use throughline_core::diagnosis::{DiagnoseOptions, Diagnosis, Finding, Remedy, Server, Severity};
 use throughline_core::{Address, Result};
 
@@ -22,8 +21,8 @@ pub(crate) fn diagnose(
         diagnosis: Diagnosis::new(address, Server { product: "memory".into(), version }),
         created_on_use: config.create,
     };
-    look.diagnosis.publisher = Some(MEMORY);
-    look.diagnosis.consumer = Some(MEMORY);
+    look.diagnosis.publisher = Some(broker.capabilities().clone());
+    look.diagnosis.consumer = Some(broker.capabilities().clone());
     let there = Config { create: false, ..config.clone() };
     let subject = match &config.place {
         Place::Queue(name) => look.queue(format!("queue '{name}'"), broker.source(&there)),

@@ -8,16 +8,19 @@ mod diagnose;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod like;
 mod publisher;
 mod queue;
+mod stored;
 
 pub use admin::Memory;
+pub use like::{LIKE, Measure};
 use throughline_core::Address;
 use throughline_core::capabilities;
 use throughline_core::driver::{Connecting, Registration};
 
 /// How this transport presents itself to `Bus::connect`.
-pub static REGISTRATION: Registration = Registration {
+pub const REGISTRATION: Registration = Registration {
     name: "memory",
     schemes: &["memory"],
     options: config::OPTIONS,
@@ -28,5 +31,5 @@ pub static REGISTRATION: Registration = Registration {
 };
 
 fn connect(address: Address) -> Connecting {
-    Box::pin(async move { admin::Memory::open(&address) })
+    Box::pin(async move { Memory::open(&address) })
 }

@@ -4,12 +4,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use throughline_core::capabilities::{self, Capabilities};
+use throughline_core::capabilities::{Capabilities, Level};
 use throughline_core::driver::{self, Completions, Endpoint, Outgoing, Receipt};
-use throughline_core::{Address, Error, ErrorKind, Result};
+use throughline_core::{Error, ErrorKind, Result};
 
 use crate::broker::{Broker, Destination};
 use crate::config::Config;
+use crate::like::Measure;
 
 pub(crate) struct MemoryPublisher {
     broker: Arc<Broker>,
@@ -18,17 +19,22 @@ pub(crate) struct MemoryPublisher {
     closed: AtomicBool,
     drop_unroutable: bool,
     endpoint: Endpoint,
+    measure: Option<Measure>,
 }
 
 impl MemoryPublisher {
-    pub(crate) fn open(broker: Arc<Broker>, address: &Address) -> Result<Arc<dyn driver::Publisher>> {
-        let config = Config::new(address)?;
+    pub(crate) fn open(
+        broker: Arc<Broker>,
+        config: Config,
+        measure: Option<Measure>,
+    ) -> Result<Arc<dyn driver::Publisher>> {
         Ok(Arc::new(Self {
             destination: Mutex::new(broker.destination(&config)?),
             closed: AtomicBool::new(false),
             broker,
             drop_unroutable: config.drop_unroutable,
             endpoint: Endpoint { destination: config.place.name().to_owned(), ..Endpoint::default() },
+            measure,
             config,
         }))
     }
@@ -43,7 +49,7 @@ impl MemoryPublisher {
     }
 
     fn publish_to_topic(&self, topic: &str, batch: &[Outgoing], done: &Completions) {
-        let subscriptions = match self.broker.subscriptions(topic) {
+        let subscriptions = match self.broker.subscriptions_for(topic, batch) {
             Ok(subscriptions) => subscriptions,
             Err(error) => return done.fail_rest(&error),
         };
@@ -66,7 +72,7 @@ impl MemoryPublisher {
     }
 
     fn unroutable(&self, topic: &str) -> Result<Receipt> {
-        if self.drop_unroutable {
+        if self.drop_unroutable || self.broker.capabilities().unroutable == Level::No {
             return Ok(Receipt::default());
         }
         let text =
@@ -78,7 +84,7 @@ impl MemoryPublisher {
 #[async_trait]
 impl driver::Publisher for MemoryPublisher {
     fn capabilities(&self) -> &Capabilities {
-        &capabilities::MEMORY
+        self.broker.capabilities()
     }
 
     fn endpoint(&self) -> &Endpoint {
@@ -86,7 +92,10 @@ impl driver::Publisher for MemoryPublisher {
     }
 
     fn measure(&self, message: &Outgoing) -> Result<usize> {
-        Ok(message.envelope.payload_len())
+        match self.measure {
+            Some(measure) => measure(message, self.broker.capabilities()),
+            None => Ok(message.envelope.payload_len()),
+        }
     }
 
     async fn publish(&self, batch: Vec<Outgoing>, done: Completions) {

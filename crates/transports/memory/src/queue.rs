@@ -1,33 +1,31 @@
 //! One queue: what is ready, delayed, unsettled, and held for a busy key.
 
-use std::any::Any;
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use opentelemetry::KeyValue;
-use rustc_hash::FxHashSet;
 use slab::Slab;
-use throughline_core::driver::{Clock, Delivery, Depth, Native, OperationId, Outgoing, Receipt, Token, wire};
-use throughline_core::{Envelope, Error, ErrorKind, HeaderValue, History, Order, Result, Retry, Timestamp};
+use throughline_core::capabilities::{Capabilities, Lease};
+use throughline_core::driver::{Delivery, Depth, Outgoing, Receipt, Token};
+use throughline_core::{Envelope, Error, ErrorKind, History, Order, Result, Retry, Timestamp};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// How many operations a queue remembers at least, to tell a second send.
-const REMEMBERED: usize = 1024;
+use crate::like::Rules;
+use crate::stored::{DeadLetter, Remembered, Stored};
 
 pub(crate) struct Queue {
     name: String,
     max_length: usize,
+    rules: Rules,
     state: Mutex<State>,
     /// Told when a message may be ready.
     arrived: Notify,
 }
 
-#[derive(Default)]
 struct State {
+    rules: Rules,
     /// Goes first, in the order of arrival: what came back, and the next message of a key that became free.
     first: BTreeMap<u64, Stored>,
     /// What is ready, by priority, the highest first.
@@ -42,86 +40,31 @@ struct State {
     remembered: Remembered,
     /// Counts arrivals and deliveries.
     count: u64,
+    /// Whose turn it is to be overtaken, where messages are.
+    overtaken: bool,
     deleted: bool,
 }
 
 /// A message that left its queue, and how often it had failed before.
 pub(crate) type Rejected = (Arc<Envelope>, u32);
 
-/// Where a message was rejected, and why: the native details of a dead letter.
-pub(crate) struct DeadLetter {
-    pub(crate) source: String,
-    pub(crate) reason: String,
-}
-
-impl Native for DeadLetter {
-    fn details(&self) -> Vec<(Cow<'static, str>, HeaderValue)> {
-        vec![
-            (wire::DEAD_LETTER_SOURCE.into(), self.source.as_str().into()),
-            (wire::DEAD_LETTER_REASON.into(), self.reason.as_str().into()),
-        ]
-    }
-
-    fn span_attributes(&self) -> Vec<KeyValue> {
-        Vec::new()
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-}
-
-#[derive(Clone)]
-struct Stored {
-    envelope: Arc<Envelope>,
-    /// The order of arrival.
-    arrival: u64,
-    enqueued: Timestamp,
-    failed_attempts: u32,
-    history: Option<Arc<History>>,
-    /// Where it was rejected, and why. What was rejected is kept, however late somebody looks at it: it does not expire.
-    dead_letter: Option<Arc<DeadLetter>>,
-    receive_count: u32,
-    /// Its key is locked for it.
-    owns_key: bool,
-}
-
-/// The last operations: two generations, of which the older is forgotten as a whole. Operation ids are our own: nobody
-/// can choose them to collide.
-#[derive(Default)]
-struct Remembered {
-    recent: FxHashSet<OperationId>,
-    older: FxHashSet<OperationId>,
-}
-
-impl Remembered {
-    fn contains(&self, operation: OperationId) -> bool {
-        self.recent.contains(&operation) || self.older.contains(&operation)
-    }
-
-    /// Whether the operation is new.
-    fn insert(&mut self, operation: OperationId) -> bool {
-        if self.older.contains(&operation) || !self.recent.insert(operation) {
-            return false;
-        }
-        if self.recent.len() >= REMEMBERED {
-            std::mem::swap(&mut self.recent, &mut self.older);
-            self.recent.clear();
-        }
-        true
-    }
-}
-
 struct Unsettled {
     stored: Stored,
     /// Tells this delivery from later ones in the same place.
     generation: u32,
     expires: Instant,
+    /// The consumer that has it.
+    held_by: u64,
 }
 
+/// About 30 years: as good as for ever, and what tokio has for it.
+const FOR_EVER: Duration = Duration::from_secs(86_400 * 365 * 30);
+
 impl Queue {
-    pub(crate) fn new(name: &str, max_length: usize) -> Self {
-        Self { name: name.to_owned(), max_length, state: Mutex::default(), arrived: Notify::new() }
+    pub(crate) fn new(name: &str, max_length: usize, capabilities: &Capabilities) -> Self {
+        let rules = Rules::of(capabilities);
+        let (state, arrived) = (Mutex::new(State::new(rules)), Notify::new());
+        Self { name: name.to_owned(), max_length, rules, state, arrived }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -147,9 +90,8 @@ impl Queue {
     pub(crate) fn push_dead_letter(&self, rejected: Rejected, history: Arc<History>, why: DeadLetter) {
         let mut state = self.state();
         let (envelope, failed) = rejected;
-        let priority = envelope.priority.unwrap_or(0);
         let arrival = state.arrival();
-        state.lane(priority).push_back(Stored {
+        state.line_up(Stored {
             envelope,
             arrival,
             enqueued: Timestamp::now(),
@@ -158,6 +100,7 @@ impl Queue {
             dead_letter: Some(Arc::new(why)),
             receive_count: 0,
             owns_key: false,
+            known: None,
         });
         drop(state);
         self.arrived.notify_one();
@@ -169,6 +112,7 @@ impl Queue {
         max: usize,
         lease: Duration,
         order: Order,
+        consumer: u64,
     ) -> Result<(Vec<Delivery>, Option<Instant>)> {
         let mut state = self.state();
         if state.deleted {
@@ -177,7 +121,12 @@ impl Queue {
         let now = Instant::now();
         state.wake_up(now);
         let seen = state.next_event();
-        let taken = state.take(max, now + lease, order);
+        let lease = match self.rules.lease {
+            Lease::Renewable(_) => lease,
+            Lease::Fixed(time) => time,
+            Lease::None => FOR_EVER,
+        };
+        let taken = state.take(max, now + lease, order, consumer);
         let (more, next) = (state.has_ready(), state.next_event());
         drop(state);
         // Another consumer may take the rest, or is to know when a lease of these ends.
@@ -197,6 +146,11 @@ impl Queue {
         self.arrived.notify_one();
     }
 
+    /// Whether a delivery can still be settled.
+    pub(crate) fn holds(&self, token: Token) -> bool {
+        self.state().unsettled_mut(token).is_ok()
+    }
+
     pub(crate) fn is_deleted(&self) -> bool {
         self.state().deleted
     }
@@ -209,13 +163,14 @@ impl Queue {
     pub(crate) fn remove(&self, token: Token) -> Result<Rejected> {
         let mut state = self.state();
         state.wake_up(Instant::now());
-        let stored = state.settle(token)?;
+        let Unsettled { stored, held_by, .. } = state.settle(token)?;
         let unlocked = state.unlock(&stored);
         drop(state);
         if unlocked {
             self.arrived.notify_one();
         }
-        Ok((stored.envelope, stored.failed_attempts))
+        let failed_attempts = stored.failed(self.rules, held_by);
+        Ok((stored.envelope, failed_attempts))
     }
 
     /// Ends deliveries, as [`remove`](Self::remove), with an answer for each.
@@ -224,8 +179,8 @@ impl Queue {
         state.wake_up(Instant::now());
         let mut unlocked = false;
         results.extend(tokens.map(|token| {
-            let stored = state.settle(token)?;
-            unlocked |= state.unlock(&stored);
+            let entry = state.settle(token)?;
+            unlocked |= state.unlock(&entry.stored);
             Ok(())
         }));
         drop(state);
@@ -238,25 +193,43 @@ impl Queue {
     pub(crate) fn put_back(&self, token: Token, retry: Option<(Duration, &Arc<History>)>) -> Result<()> {
         let mut state = self.state();
         state.wake_up(Instant::now());
-        let mut stored = state.settle(token)?;
+        let Unsettled { mut stored, held_by, .. } = state.settle(token)?;
+        if self.rules.in_place {
+            stored.learn(held_by, retry.map(|(_, history)| history));
+        } else if let Some((_, history)) = retry {
+            stored.failed_attempts = stored.failed_attempts.saturating_add(1);
+            stored.history = Some(history.clone());
+        }
         match retry {
             None => state.go_first(stored),
-            Some((after, history)) => {
-                stored.failed_attempts = stored.failed_attempts.saturating_add(1);
-                stored.history = Some(history.clone());
+            Some((after, _)) => {
                 stored.enqueued = Timestamp::now().after(after);
-                if !after.is_zero() {
-                    state.delay(stored, after);
-                } else if stored.owns_key {
-                    state.go_first(stored);
+                state.hold(&mut stored);
+                if after.is_zero() {
+                    state.come_back(stored);
                 } else {
-                    state.lane(stored.envelope.priority.unwrap_or(0)).push_back(stored);
+                    state.delay(stored, after);
                 }
             }
         }
         drop(state);
         self.arrived.notify_one();
         Ok(())
+    }
+
+    /// Gives back what a consumer holds when it closes, where no lease of the consumer's own choosing does.
+    pub(crate) fn let_go(&self, consumer: u64) {
+        if matches!(self.rules.lease, Lease::Renewable(_)) {
+            return;
+        }
+        let mut state = self.state();
+        let held = state.unsettled.iter().filter(|(_, entry)| entry.held_by == consumer);
+        for index in held.map(|(index, _)| index).collect::<Vec<_>>() {
+            let stored = state.unsettled.remove(index).stored;
+            state.go_first(stored);
+        }
+        drop(state);
+        self.arrived.notify_one();
     }
 
     pub(crate) fn extend(&self, token: Token, by: Duration) -> Result<()> {
@@ -305,15 +278,21 @@ impl Queue {
     pub(crate) fn browse(&self, max: usize) -> Vec<Delivery> {
         let mut state = self.state();
         state.wake_up(Instant::now());
-        let lanes = state.lanes.iter().flat_map(|(_, lane)| lane);
-        let waiting = state.busy.values().flatten();
-        let all = state.first.values().chain(lanes).chain(waiting);
-        all.take(max).map(|stored| stored.delivery(Token { epoch: 0, tag: u64::MAX })).collect()
+        let rules = state.rules;
+        let State { first, lanes, busy, .. } = &mut *state;
+        let lanes = lanes.iter_mut().flat_map(|(_, lane)| lane);
+        let waiting = busy.values_mut().flatten();
+        let all = first.values_mut().chain(lanes).chain(waiting);
+        let shown = all.take(max).map(|stored| {
+            stored.receive_count = stored.receive_count.saturating_add(u32::from(rules.browse_counts));
+            stored.delivery(Token { epoch: 0, tag: u64::MAX }, rules, 0)
+        });
+        shown.collect()
     }
 
     pub(crate) fn delete(&self) {
         let mut state = self.state();
-        *state = State { deleted: true, ..State::default() };
+        *state = State { deleted: true, ..State::new(self.rules) };
         drop(state);
         self.arrived.notify_waiters();
         self.arrived.notify_one();
@@ -325,6 +304,23 @@ impl Queue {
 }
 
 impl State {
+    fn new(rules: Rules) -> Self {
+        Self {
+            rules,
+            first: BTreeMap::new(),
+            lanes: Vec::new(),
+            delayed: BTreeMap::new(),
+            unsettled: Slab::new(),
+            next_expiry: None,
+            busy: HashMap::new(),
+            waiting_for_keys: 0,
+            remembered: Remembered::default(),
+            count: 0,
+            overtaken: false,
+            deleted: false,
+        }
+    }
+
     fn push(
         &mut self,
         queue: &Queue,
@@ -335,11 +331,12 @@ impl State {
         if self.deleted {
             return Err(queue.gone());
         }
-        if *room == 0 && !self.remembered.contains(message.operation) {
+        let deduplicates = self.rules.deduplicates;
+        if *room == 0 && !(deduplicates && self.remembered.contains(message.operation)) {
             let text = format!("queue '{}' is full: it holds {} messages", queue.name, queue.max_length);
             return Err(Error::new(ErrorKind::Refused, text).with_retry(Retry::Safe));
         }
-        if !self.remembered.insert(message.operation) {
+        if deduplicates && !self.remembered.insert(message.operation) {
             let mut receipt = Receipt::default();
             receipt.deduplicated = true;
             return Ok(receipt);
@@ -354,9 +351,10 @@ impl State {
             dead_letter: None,
             receive_count: 0,
             owns_key: false,
+            known: None,
         };
         if message.delay.is_zero() {
-            self.lane(stored.envelope.priority.unwrap_or(0)).push_back(stored);
+            self.line_up(stored);
         } else {
             self.delay(stored, message.delay);
         }
@@ -369,6 +367,31 @@ impl State {
             + self.delayed.len()
             + self.unsettled.len()
             + self.waiting_for_keys
+    }
+
+    /// To the end of its lane.
+    fn line_up(&mut self, stored: Stored) {
+        let priority = if self.rules.has_priorities { stored.envelope.priority.unwrap_or(0) } else { 0 };
+        self.lane(priority).push_back(stored);
+    }
+
+    /// Locks the key of a message that is to be tried again, where that keeps its place.
+    fn hold(&mut self, stored: &mut Stored) {
+        if let Some(key) = stored.envelope.ordering_key.as_ref().filter(|_| self.rules.holds_retried)
+            && !self.busy.contains_key(key)
+        {
+            self.busy.insert(key.clone(), VecDeque::new());
+            stored.owns_key = true;
+        }
+    }
+
+    /// After a retry: to its place, where it has kept one.
+    fn come_back(&mut self, stored: Stored) {
+        if stored.owns_key || self.rules.in_place {
+            self.go_first(stored);
+        } else {
+            self.line_up(stored);
+        }
     }
 
     fn lane(&mut self, priority: u8) -> &mut VecDeque<Stored> {
@@ -391,8 +414,8 @@ impl State {
 
     fn delay(&mut self, stored: Stored, by: Duration) {
         let now = Instant::now();
-        // A delay beyond what the clock can count is as good as for ever: about 30 years, as tokio has it.
-        let due = now.checked_add(by).unwrap_or_else(|| now + Duration::from_secs(86_400 * 365 * 30));
+        // A delay beyond what the clock can count.
+        let due = now.checked_add(by).unwrap_or_else(|| now + FOR_EVER);
         self.delayed.insert((due, stored.arrival), stored);
     }
 
@@ -402,10 +425,11 @@ impl State {
             && entry.key().0 <= now
         {
             let stored = entry.remove();
-            if stored.owns_key {
-                self.go_first(stored);
+            // A message that has been delivered waits for its retry, another one for its first delivery.
+            if stored.receive_count > 0 {
+                self.come_back(stored);
             } else {
-                self.lane(stored.envelope.priority.unwrap_or(0)).push_back(stored);
+                self.line_up(stored);
             }
         }
         if self.next_expiry.is_none_or(|at| at > now) {
@@ -415,7 +439,10 @@ impl State {
             self.unsettled.iter().filter(|(_, entry)| entry.expires <= now).map(|(index, _)| index).collect();
         for index in expired {
             let mut stored = self.unsettled.remove(index).stored;
-            stored.failed_attempts = stored.failed_attempts.saturating_add(1);
+            // Where a retry is in place, the deliveries say so.
+            if !self.rules.in_place {
+                stored.failed_attempts = stored.failed_attempts.saturating_add(1);
+            }
             self.go_first(stored);
         }
         self.next_expiry = self.unsettled.iter().map(|(_, entry)| entry.expires).min();
@@ -431,22 +458,30 @@ impl State {
     }
 
     fn next_ready(&mut self) -> Option<Stored> {
-        self.first
-            .pop_first()
-            .map(|(_, stored)| stored)
-            .or_else(|| self.lanes.iter_mut().find_map(|(_, lane)| lane.pop_front()))
+        if let Some((_, stored)) = self.first.pop_first() {
+            return Some(stored);
+        }
+        let lane = self.lanes.iter_mut().map(|(_, lane)| lane).find(|lane| !lane.is_empty())?;
+        if self.rules.overtakes {
+            self.overtaken = !self.overtaken && lane.len() > 1;
+            if self.overtaken {
+                lane.swap(0, 1);
+            }
+        }
+        lane.pop_front()
     }
 
-    fn take(&mut self, max: usize, expires: Instant, order: Order) -> Vec<Delivery> {
+    fn take(&mut self, max: usize, expires: Instant, order: Order, consumer: u64) -> Vec<Delivery> {
+        let rules = self.rules;
         let mut taken = Vec::with_capacity(max.min(self.len()));
         let now = Timestamp::now();
         while taken.len() < max {
             let Some(mut stored) = self.next_ready() else { break };
-            if stored.envelope.is_expired(now) && stored.dead_letter.is_none() {
+            if rules.drops_expired && stored.envelope.is_expired(now) && stored.dead_letter.is_none() {
                 self.unlock(&stored);
                 continue;
             }
-            if order == Order::PerKey
+            if (rules.locks_keys && order == Order::PerKey || rules.holds_retried)
                 && !stored.owns_key
                 && let Some(key) = &stored.envelope.ordering_key
             {
@@ -455,18 +490,25 @@ impl State {
                     self.waiting_for_keys += 1;
                     continue;
                 }
-                self.busy.insert(key.clone(), VecDeque::new());
-                stored.owns_key = true;
+                if rules.locks_keys {
+                    self.busy.insert(key.clone(), VecDeque::new());
+                    stored.owns_key = true;
+                }
+            }
+            if rules.holds_retried && stored.owns_key {
+                // It is handed out again: those behind it follow.
+                self.unlock(&stored);
+                stored.owns_key = false;
             }
             stored.receive_count = stored.receive_count.saturating_add(1);
             #[expect(clippy::cast_possible_truncation, reason = "wraps after four billion deliveries")]
             let generation = self.arrival() as u32;
             let entry = self.unsettled.vacant_entry();
             let token = Token { epoch: 0, tag: u64::from(generation) << 32 | entry.key() as u64 };
-            let mut delivery = stored.delivery(token);
-            delivery.lease_expires = Some(expires);
+            let mut delivery = stored.delivery(token, rules, consumer);
+            delivery.lease_expires = matches!(rules.lease, Lease::Renewable(_)).then_some(expires);
             taken.push(delivery);
-            entry.insert(Unsettled { stored, generation, expires });
+            entry.insert(Unsettled { stored, generation, expires, held_by: consumer });
         }
         if !taken.is_empty() {
             self.next_expiry = Some(self.next_expiry.map_or(expires, |at| at.min(expires)));
@@ -485,11 +527,10 @@ impl State {
             })
     }
 
-    fn settle(&mut self, token: Token) -> Result<Stored> {
+    fn settle(&mut self, token: Token) -> Result<Unsettled> {
         self.unsettled_mut(token)?;
         #[expect(clippy::cast_possible_truncation, reason = "the low half is the place")]
-        let entry = self.unsettled.remove(token.tag as u32 as usize);
-        Ok(entry.stored)
+        Ok(self.unsettled.remove(token.tag as u32 as usize))
     }
 
     /// Gives the lock of a message's key to the next message that waits for it. Says whether there was one.
@@ -509,18 +550,5 @@ impl State {
                 false
             }
         }
-    }
-}
-
-impl Stored {
-    fn delivery(&self, token: Token) -> Delivery {
-        let mut delivery = Delivery::new(self.envelope.clone(), token);
-        delivery.receive_count = Some(self.receive_count);
-        delivery.failed_attempts = self.failed_attempts;
-        delivery.history.clone_from(&self.history);
-        delivery.enqueued = Some((self.enqueued, Clock::Broker));
-        delivery.is_dead_letter = self.dead_letter.is_some();
-        delivery.native = self.dead_letter.clone().map(|why| why as Arc<dyn Native>);
-        delivery
     }
 }

@@ -26,6 +26,7 @@ use throughline_core::driver::Registration;
 
 pub use lapin;
 pub use message::Message;
+pub use publisher::measure;
 
 /// How this transport presents itself to `Bus::connect`.
 pub const REGISTRATION: Registration = Registration {

@@ -158,6 +158,22 @@ fn hop(message: &Outgoing) -> Hop<'_> {
     }
 }
 
+/// How large a message is for RabbitMQ, in bytes, where a queue can do this. It needs no connection.
+///
+/// # Errors
+/// `LimitExceeded` for properties and headers that the broker would not take, as publishing to it.
+pub fn measure(message: &Outgoing, capabilities: &Capabilities) -> Result<usize> {
+    let headers = codec::size(&message.envelope, &hop(message));
+    match capabilities.limits.header_bytes {
+        Some(limit) if headers > limit => Err(Error::limit(
+            "the size of all properties and headers",
+            format!("{headers} bytes"),
+            format!("{limit} bytes"),
+        )),
+        _ => Ok(OVERHEAD + headers + message.envelope.payload_len()),
+    }
+}
+
 fn key_too_long(bytes: usize) -> Error {
     Error::limit(
         "the routing key (the message type; another can be set with the address option 'key')",
@@ -233,15 +249,7 @@ impl driver::Publisher for Publisher {
                 return Err(key_too_long(key));
             }
         }
-        let headers = codec::size(envelope, &hop(message));
-        match self.capabilities.limits.header_bytes {
-            Some(limit) if headers > limit => Err(Error::limit(
-                "the size of all properties and headers",
-                format!("{headers} bytes"),
-                format!("{limit} bytes"),
-            )),
-            _ => Ok(OVERHEAD + headers + envelope.payload_len()),
-        }
+        measure(message, &self.capabilities)
     }
 
     async fn publish(&self, batch: Vec<Outgoing>, done: Completions) {

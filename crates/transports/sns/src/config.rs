@@ -4,7 +4,7 @@ use throughline_aws::settings::{self, bad};
 use throughline_core::address::AddressOption;
 use throughline_core::driver::Sibling;
 use throughline_core::{Address, Result};
-use throughline_sqs::source::{self, QUEUE_OPTIONS};
+use throughline_sqs::source::{self, QUEUE_OPTIONS, check_name};
 
 const fn option(name: &'static str, value: &'static str, help: &'static str) -> AddressOption {
     AddressOption { name, value, help }
@@ -42,6 +42,8 @@ pub(crate) const OPTIONS: [AddressOption; 18] = {
 
 /// The longest name of a topic. <https://docs.aws.amazon.com/sns/latest/api/API_CreateTopic.html>
 const MAX_NAME: usize = 256;
+/// What a topic's MaximumMessageSize may be, in bytes.
+const MESSAGE_LIMITS: std::ops::RangeInclusive<usize> = 1024..=1_048_576;
 /// The ending of every FIFO topic's name.
 const FIFO: &str = ".fifo";
 
@@ -63,7 +65,11 @@ impl Destination {
         let path = address.decoded_path()?;
         let before = address.authority().map_or(path, str::to_owned);
         let topic = address.option("topic").filter(|topic| !topic.is_empty()).unwrap_or(&before);
-        let message_limit = address.parsed("message_limit", "a number of bytes")?;
+        let range = "a number of bytes from 1024 to 1048576";
+        let message_limit = address.parsed("message_limit", range)?;
+        if message_limit.is_some_and(|limit| !MESSAGE_LIMITS.contains(&limit)) {
+            return Err(address.bad_option("message_limit", range));
+        }
         let must_route = address.one_of("unroutable", &["error", "drop"])? != Some("drop");
         if topic.starts_with("arn:") {
             return match topic.split(':').collect::<Vec<_>>()[..] {
@@ -88,11 +94,12 @@ impl Destination {
         if base.is_empty() {
             return Err(bad(address, "names no topic; an address looks like sns://NAME or sns://ARN"));
         }
-        if name.len() > MAX_NAME || !is_legal {
+        if !is_legal {
             let text =
                 format!("'{name}' cannot be the name of a topic: up to {MAX_NAME} letters, digits, - and _");
             return Err(bad(address, text));
         }
+        check_name(address, "the topic's name", &name, MAX_NAME)?;
         Ok(Self { address: address.clone(), topic: name, arn: None, message_limit, must_route })
     }
 
@@ -145,6 +152,15 @@ mod tests {
         ] {
             let error = of(text).unwrap_err();
             assert!(error.to_string().contains(expected), "{text}: {error}");
+        }
+        let named = |length| of(&format!("sns://{}", "t".repeat(length)));
+        assert!(named(256).is_ok());
+        let error = named(257).unwrap_err().to_string();
+        assert!(error.contains("the topic's name is 257 characters, the limit is 256"), "{error}");
+        assert!(of("sns://a?message_limit=1024").is_ok() && of("sns://a?message_limit=1048576").is_ok());
+        for limit in ["1023", "1048577", "many"] {
+            let error = of(&format!("sns://a?message_limit={limit}")).unwrap_err().to_string();
+            assert!(error.contains("message_limit") && error.contains("from 1024 to 1048576"), "{error}");
         }
     }
 }

@@ -11,6 +11,7 @@ use aws_sdk_sns::types::{BatchResultErrorEntry, MessageAttributeValue, PublishBa
 use opentelemetry::KeyValue;
 use throughline_aws::codec::{self, Encoded, Hop};
 use throughline_aws::{error, group};
+use throughline_core::capabilities::Level;
 use throughline_core::driver::{self, Completions, Endpoint, Outgoing, Receipt};
 use throughline_core::{Capabilities, Error, ErrorKind, Result, Retry, capabilities};
 
@@ -29,8 +30,6 @@ pub(crate) struct Publisher {
     shared: Arc<Shared>,
     arn: String,
     is_fifo: bool,
-    /// How large a message may be, attributes included, in bytes.
-    limit: usize,
     capabilities: Capabilities,
     endpoint: Endpoint,
     closed: AtomicBool,
@@ -53,27 +52,7 @@ impl Publisher {
             attributes: vec![KeyValue::new("aws.sns.topic.arn", arn.clone())],
         };
         let routed = AtomicBool::new(!destination.must_route);
-        Ok(Self {
-            shared,
-            arn,
-            is_fifo,
-            limit,
-            capabilities,
-            endpoint,
-            closed: AtomicBool::new(false),
-            routed,
-        })
-    }
-
-    fn encode(&self, message: &Outgoing) -> Encoded {
-        let hop = Hop {
-            delay: message.delay,
-            failed_attempts: message.failed_attempts,
-            history: message.history.as_deref(),
-            dead_letter: None,
-            grouped: self.is_fifo,
-        };
-        codec::encode(&message.envelope, &hop)
+        Ok(Self { shared, arn, is_fifo, capabilities, endpoint, closed: AtomicBool::new(false), routed })
     }
 
     /// A message as an entry of a batch, and its X-Ray header.
@@ -81,7 +60,8 @@ impl Publisher {
         let unexpected = |error: BuildError| {
             Error::new(ErrorKind::Internal, "the request could not be built").with_source(error)
         };
-        let Encoded { body, attributes, xray } = self.encode(message);
+        let Encoded { body, attributes, xray } =
+            codec::encode(&message.envelope, &hop(message, self.is_fifo));
         let mut entry = PublishBatchRequestEntry::builder().id(place.to_string()).message(body);
         for attribute in attributes {
             let (name, data_type, text, bytes) = codec::into_parts(attribute);
@@ -127,6 +107,36 @@ impl Publisher {
     }
 }
 
+/// What a message to send says beside its envelope.
+fn hop(message: &Outgoing, is_fifo: bool) -> Hop<'_> {
+    Hop {
+        delay: message.delay,
+        failed_attempts: message.failed_attempts,
+        history: message.history.as_deref(),
+        dead_letter: None,
+        grouped: is_fifo,
+    }
+}
+
+/// How large a message is for SNS, body and attributes together, in bytes, where a topic can do this. It needs no
+/// connection.
+///
+/// # Errors
+/// `LimitExceeded` for what the topic would refuse, as publishing to it.
+pub fn measure(message: &Outgoing, capabilities: &Capabilities) -> Result<usize> {
+    let limit = capabilities.limits.batch_bytes.unwrap_or(usize::MAX);
+    let hop = hop(message, capabilities.order == Level::Native);
+    let size = codec::size(&message.envelope, &hop, limit);
+    if size <= limit {
+        return Ok(size);
+    }
+    Err(Error::limit(
+        "the message's size, body and attributes together (the topic's MaximumMessageSize),",
+        format!("{size} bytes"),
+        format!("{limit} bytes"),
+    ))
+}
+
 #[async_trait]
 impl driver::Publisher for Publisher {
     fn capabilities(&self) -> &Capabilities {
@@ -138,15 +148,7 @@ impl driver::Publisher for Publisher {
     }
 
     fn measure(&self, message: &Outgoing) -> Result<usize> {
-        let size = self.encode(message).size();
-        if size <= self.limit {
-            return Ok(size);
-        }
-        Err(Error::limit(
-            "the message's size, body and attributes together (the topic's MaximumMessageSize),",
-            format!("{size} bytes"),
-            format!("{} bytes", self.limit),
-        ))
+        measure(message, &self.capabilities)
     }
 
     async fn publish(&self, batch: Vec<Outgoing>, done: Completions) {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_sdk_sqs::types::{MessageSystemAttributeName, QueueAttributeName};
@@ -174,7 +175,7 @@ pub(crate) async fn depth(shared: &Shared, destination: &Destination) -> Result<
 
 /// Receives messages, and gives them back.
 pub(crate) async fn browse(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     destination: &Destination,
     max: NonZeroUsize,
 ) -> Result<Vec<Delivery>> {
@@ -205,7 +206,7 @@ pub(crate) async fn browse(
         }
         for message in messages {
             let delivered = deliver(message, deliveries.len() as u64, |_| None);
-            handles.push((delivered.receipt_handle, 0));
+            handles.push((delivered.native.receipt_handle.clone(), 0));
             deliveries.push(delivered.delivery);
         }
     }

@@ -1,10 +1,11 @@
 //! Batches of ten, with an answer for each entry.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use aws_sdk_sqs::types::{
     BatchResultErrorEntry, ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry,
-    SendMessageBatchRequestEntry,
+    MessageAttributeValue, SendMessageBatchRequestEntry,
 };
 use futures_util::StreamExt;
 use throughline_aws::error;
@@ -15,12 +16,14 @@ use crate::transport::Shared;
 
 /// How many entries a request may have.
 pub(crate) const MAX_ENTRIES: usize = 10;
-/// How many requests of one call are under way at once.
-const CALLS: usize = 8;
+/// A batch of so many bytes every endpoint takes.
+const ALWAYS_TAKEN: usize = 128 * 1024;
+/// How many requests of one call are under way at once: a hundred settlements, as many as the portable layer collects.
+const CALLS: usize = 10;
 
 /// Deletes messages by their receipts, with an answer for each, in order.
-pub(crate) async fn delete(shared: &Shared, url: &str, handles: Vec<String>) -> Vec<Result<()>> {
-    in_chunks(handles, |handles| async move {
+pub(crate) async fn delete(shared: &Arc<Shared>, url: &str, handles: Vec<String>) -> Vec<Result<()>> {
+    in_chunks(shared, url, handles, |shared, url, handles| async move {
         let len = handles.len();
         let entries = handles.into_iter().enumerate().filter_map(|(index, handle)| {
             DeleteMessageBatchRequestEntry::builder()
@@ -44,11 +47,11 @@ pub(crate) async fn delete(shared: &Shared, url: &str, handles: Vec<String>) -> 
 
 /// Sets how many seconds from now messages become visible again, with an answer for each, in order.
 pub(crate) async fn set_visibility(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     url: &str,
     handles: Vec<(String, i32)>,
 ) -> Vec<Result<()>> {
-    in_chunks(handles, |handles| async move {
+    in_chunks(shared, url, handles, |shared, url, handles| async move {
         let len = handles.len();
         let entries = handles.into_iter().enumerate().filter_map(|(index, (handle, seconds))| {
             ChangeMessageVisibilityBatchRequestEntry::builder()
@@ -83,7 +86,7 @@ pub(crate) async fn send(
         entry.id = index.to_string();
     }
     // Where the total is more than this endpoint takes (it was 256 KiB for years), the halves go one after the other.
-    let halves = (len > 1).then(|| entries.clone());
+    let halves = (len > 1 && entries.iter().map(size).sum::<usize>() > ALWAYS_TAKEN).then(|| entries.clone());
     let request = shared.client.send_message_batch().queue_url(url).set_entries(Some(entries));
     match request.send().await.map_err(error::of_request) {
         Ok(answer) => {
@@ -106,14 +109,29 @@ pub(crate) async fn send(
     }
 }
 
+/// What counts for the limit of a batch, in bytes; names and types of attributes, which are little, left out.
+fn size(entry: &SendMessageBatchRequestEntry) -> usize {
+    let of = |value: &MessageAttributeValue| {
+        value.string_value().map_or(0, str::len) + value.binary_value().map_or(0, |blob| blob.as_ref().len())
+    };
+    entry.message_body.len()
+        + entry.message_attributes().into_iter().flat_map(|all| all.values()).map(of).sum::<usize>()
+}
+
 /// Settling the same message twice does no harm.
 fn settling(error: Error) -> Error {
     if error.retry() == Retry::Uncertain { error.with_retry(Retry::Safe) } else { error }
 }
 
-async fn in_chunks<T, F>(items: Vec<T>, call: impl Fn(Vec<T>) -> F) -> Vec<Result<()>>
+/// Ten at a time, some requests at once, each in a task of its own: a request is work for a processor, too.
+async fn in_chunks<T, F>(
+    shared: &Arc<Shared>,
+    url: &str,
+    items: Vec<T>,
+    call: impl Fn(Arc<Shared>, String, Vec<T>) -> F,
+) -> Vec<Result<()>>
 where
-    F: Future<Output = Vec<Result<()>>>,
+    F: Future<Output = Vec<Result<()>>> + Send + 'static,
 {
     let mut chunks = Vec::with_capacity(items.len() / MAX_ENTRIES + 1);
     let mut items = items.into_iter();
@@ -122,7 +140,15 @@ where
         if chunk.is_empty() {
             break;
         }
-        chunks.push(call(chunk));
+        let (len, call) = (chunk.len(), call(shared.clone(), url.to_owned(), chunk));
+        chunks.push(async move {
+            let failed = |error| {
+                let error =
+                    Error::new(ErrorKind::Internal, "the task of a request failed").with_source(error);
+                all_failed(len, &error)
+            };
+            tokio::spawn(call).await.unwrap_or_else(failed)
+        });
     }
     let results: Vec<_> = futures_util::stream::iter(chunks).buffered(CALLS).collect().await;
     results.into_iter().flatten().collect()

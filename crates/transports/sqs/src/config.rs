@@ -170,13 +170,22 @@ fn queue_name(address: &Address, text: &str, fifo: bool) -> Result<QueueName> {
     let name = if fifo && !text.ends_with(FIFO) { format!("{text}{FIFO}") } else { text.to_owned() };
     let base = name.strip_suffix(FIFO).unwrap_or(&name);
     let is_legal = base.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-    if base.is_empty() || name.len() > MAX_NAME || !is_legal {
+    if base.is_empty() || !is_legal {
         return Err(bad(
             address,
             format!("'{name}' cannot be the name of a queue: up to {MAX_NAME} letters, digits, - and _"),
         ));
     }
+    check_name(address, "the queue's name", &name, MAX_NAME)?;
     Ok(QueueName::Name(name))
+}
+
+/// Refuses a name that is longer than AWS takes.
+pub fn check_name(address: &Address, what: &str, name: &str, most: usize) -> Result<()> {
+    if name.len() <= most {
+        return Ok(());
+    }
+    Err(bad(address, format!("{what} is {} characters, the limit is {most}", name.len())))
 }
 
 /// A duration in whole seconds, within what SQS takes.
@@ -237,6 +246,8 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::InvalidAddress);
             assert!(error.to_string().contains(expected), "{text}: {error}");
         }
-        assert!(of(&format!("sqs://{}", "q".repeat(81))).is_err());
+        assert!(of(&format!("sqs://{}", "q".repeat(80))).is_ok());
+        let error = of(&format!("sqs://{}", "q".repeat(81))).unwrap_err();
+        assert!(error.to_string().contains("the queue's name is 81 characters, the limit is 80"), "{error}");
     }
 }

@@ -18,7 +18,7 @@ use crate::batch::{self, MAX_ENTRIES};
 use crate::config::{Destination, round_up};
 use crate::failures::Failures;
 use crate::lanes::Lanes;
-use crate::message::{Delivered, deliver};
+use crate::message::{Delivered, Message, deliver};
 use crate::queue::Queue;
 use crate::transport::{LONGEST_POLL, Shared};
 
@@ -39,7 +39,7 @@ pub(crate) struct Source {
     pub(crate) queue: Queue,
     /// Where rejected messages go.
     pub(crate) dead_letter: Option<Queue>,
-    capabilities: Capabilities,
+    pub(crate) capabilities: Capabilities,
     endpoint: Endpoint,
     /// In whole seconds.
     lease: Duration,
@@ -54,8 +54,8 @@ pub(crate) struct Source {
 /// A message that is received and not settled.
 pub(crate) struct Entry {
     pub(crate) delivery: Delivery,
-    pub(crate) message_id: String,
-    pub(crate) handle: String,
+    /// Says its id, and what settles it.
+    pub(crate) native: Arc<Message>,
     pub(crate) group: Option<String>,
     /// The body as it came, where nobody can decode the message.
     pub(crate) undecodable: Option<String>,
@@ -200,16 +200,13 @@ impl Source {
             let tag = inner.next_tag;
             inner.next_tag += 1;
             let delivered = deliver(message, tag, |id| inner.failures.get(id).cloned());
-            let Delivered { mut delivery, message_id, receipt_handle: handle, group, undecodable } =
-                delivered;
+            let Delivered { mut delivery, native, group, undecodable } = delivered;
             delivery.lease_expires = Some(expires);
             let group = group.filter(|_| self.keep_order);
             if group.as_deref().is_none_or(|group| inner.lanes.enter(group, tag)) {
                 inner.ready.push_back(tag);
             }
-            inner
-                .entries
-                .insert(tag, Entry { delivery, message_id, handle, group, undecodable, received, expires });
+            inner.entries.insert(tag, Entry { delivery, native, group, undecodable, received, expires });
         }
     }
 
@@ -227,8 +224,8 @@ impl Source {
         {
             let mut inner = self.inner();
             for entry in entries {
-                inner.failures.released(&entry.message_id);
-                handles.push((entry.handle, 0));
+                inner.failures.released(&entry.native.message_id);
+                handles.push((entry.native.receipt_handle.clone(), 0));
             }
         }
         for answer in batch::set_visibility(&self.shared, &self.queue.url, handles).await {

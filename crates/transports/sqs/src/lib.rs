@@ -6,6 +6,9 @@ mod config;
 mod consumer;
 mod diagnose;
 mod failures;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod lanes;
 mod message;
 mod publisher;
@@ -20,6 +23,7 @@ use throughline_core::driver::Registration;
 
 pub use aws_sdk_sqs;
 pub use message::Message;
+pub use publisher::measure;
 
 /// How this transport presents itself to `Bus::connect`.
 pub const REGISTRATION: Registration = Registration {

@@ -93,7 +93,12 @@ fn attribute((name, value): (&String, &MessageAttributeValue)) -> Attribute {
     let text = |value: &MessageAttributeValue| value.string_value.clone().unwrap_or_default();
     Attribute {
         name: name.clone(),
-        data_type: value.data_type.clone().into(),
+        // Most have no label: nothing is copied then.
+        data_type: match value.data_type.as_str() {
+            "String" => "String".into(),
+            "Binary" => "Binary".into(),
+            other => other.to_owned().into(),
+        },
         value: match &value.binary_value {
             Some(bytes) => AttributeValue::Binary(bytes.clone().into_inner().into()),
             None => AttributeValue::Text(text(value)),
@@ -104,8 +109,7 @@ fn attribute((name, value): (&String, &MessageAttributeValue)) -> Attribute {
 /// A message as the portable layer's, and what settles it.
 pub(crate) struct Delivered {
     pub(crate) delivery: driver::Delivery,
-    pub(crate) message_id: String,
-    pub(crate) receipt_handle: String,
+    pub(crate) native: Arc<Message>,
     pub(crate) group: Option<String>,
     /// The body as it came, where nobody can decode the message.
     pub(crate) undecodable: Option<String>,
@@ -152,7 +156,7 @@ pub(crate) fn deliver(message: types::Message, tag: u64, known: impl Fn(&str) ->
         }
         _ => None,
     };
-    let (message_id, receipt_handle) = (native.message_id.clone(), native.receipt_handle.clone());
-    delivery.native = Some(Arc::new(native));
-    Delivered { delivery, message_id, receipt_handle, group, undecodable }
+    let native = Arc::new(native);
+    delivery.native = Some(native.clone());
+    Delivered { delivery, native, group, undecodable }
 }

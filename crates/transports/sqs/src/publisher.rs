@@ -13,6 +13,7 @@ use aws_sdk_sqs::types::{
 };
 use throughline_aws::codec::{self, Encoded, Hop};
 use throughline_aws::group;
+use throughline_core::capabilities::Level;
 use throughline_core::driver::{self, Completions, Endpoint, OperationId, Outgoing};
 use throughline_core::{Capabilities, Envelope, Error, ErrorKind, Result, Retry};
 
@@ -42,16 +43,28 @@ impl Publisher {
             closed: AtomicBool::new(false),
         })
     }
+}
 
-    fn hop<'a>(&self, message: &'a Outgoing) -> Hop<'a> {
-        Hop {
-            delay: message.delay,
-            failed_attempts: message.failed_attempts,
-            history: message.history.as_deref(),
-            dead_letter: None,
-            grouped: self.queue.is_fifo,
-        }
+/// What a message to send says beside its envelope.
+fn hop(message: &Outgoing, is_fifo: bool) -> Hop<'_> {
+    Hop {
+        delay: message.delay,
+        failed_attempts: message.failed_attempts,
+        history: message.history.as_deref(),
+        dead_letter: None,
+        grouped: is_fifo,
     }
+}
+
+/// How large a message is for SQS, body and attributes together, in bytes, where a queue with the default
+/// `MaximumMessageSize` can do this. It needs no connection.
+///
+/// # Errors
+/// `LimitExceeded` for what such a queue would refuse, as publishing to it.
+pub fn measure(message: &Outgoing, capabilities: &Capabilities) -> Result<usize> {
+    let is_fifo = capabilities.order == Level::Native;
+    let limit = capabilities.limits.batch_bytes.unwrap_or(usize::MAX);
+    check_size(codec::size(&message.envelope, &hop(message, is_fifo), limit), limit)
 }
 
 /// A message as an entry of a batch.
@@ -92,9 +105,8 @@ pub(crate) fn unexpected(error: BuildError) -> Error {
     Error::new(ErrorKind::Internal, "the request could not be built").with_source(error)
 }
 
-/// Refuses what SQS would refuse for its size.
-pub(crate) fn check_size(queue: &Queue, size: usize) -> Result<usize> {
-    let limit = queue.limit();
+/// Refuses what a queue with this limit would refuse for its size.
+pub(crate) fn check_size(size: usize, limit: usize) -> Result<usize> {
     if size <= limit {
         return Ok(size);
     }
@@ -116,7 +128,9 @@ impl driver::Publisher for Publisher {
     }
 
     fn measure(&self, message: &Outgoing) -> Result<usize> {
-        check_size(&self.queue, codec::encode(&message.envelope, &self.hop(message)).size())
+        let hop = hop(message, self.queue.is_fifo);
+        let limit = self.queue.limit();
+        check_size(codec::size(&message.envelope, &hop, limit), limit)
     }
 
     async fn publish(&self, batch: Vec<Outgoing>, done: Completions) {
@@ -127,7 +141,8 @@ impl driver::Publisher for Publisher {
         let mut places = Vec::with_capacity(batch.len());
         let mut entries = Vec::with_capacity(batch.len());
         for (place, message) in batch.iter().enumerate() {
-            match entry(&self.queue, &message.envelope, message.operation, &self.hop(message)) {
+            match entry(&self.queue, &message.envelope, message.operation, &hop(message, self.queue.is_fifo))
+            {
                 Ok(entry) => {
                     places.push(place);
                     entries.push(entry);

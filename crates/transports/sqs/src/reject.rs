@@ -89,7 +89,7 @@ impl Reject {
         Self {
             at,
             tag,
-            handle: entry.handle.clone(),
+            handle: entry.native.receipt_handle.clone(),
             envelope: entry.delivery.envelope.clone(),
             failed_attempts: entry.delivery.failed_attempts.saturating_add(1),
             history,
@@ -122,7 +122,7 @@ impl Reject {
             grouped: queue.is_fifo,
             ..Hop::default()
         };
-        let fits = |hop: &Hop<'_>| check_size(queue, codec::encode(&self.envelope, hop).size()).is_ok();
+        let fits = |hop: &Hop<'_>| check_size(codec::encode(&self.envelope, hop).size(), queue.limit()).is_ok();
         if !fits(&hop) {
             // A message that was at the limit before has no room for its history.
             tracing::warn!("no room in the message for the history of failures: dead-lettered without it");
@@ -158,7 +158,7 @@ impl Reject {
             let mut more = attributes.clone();
             let value = MessageAttributeValue::builder().data_type("String").string_value(text).build();
             more.insert(name.to_owned(), value.map_err(unexpected)?);
-            let fits = more.len() <= MAX_ATTRIBUTES && check_size(queue, size(&more)).is_ok();
+            let fits = more.len() <= MAX_ATTRIBUTES && check_size(size(&more), queue.limit()).is_ok();
             if fits && !text.is_empty() && is_legal(text) {
                 attributes = more;
             }

@@ -43,19 +43,20 @@ impl Source {
                 }
             }
         }
-        let deletes = plan.deletes.iter().map(|(_, _, handle)| handle.clone()).collect();
-        let visible = plan.visible.iter().map(|(_, _, handle, seconds)| (handle.clone(), *seconds)).collect();
-        let (deleted, changed) = futures_util::future::join(
+        let (deleted, deletes): (Vec<_>, Vec<_>) =
+            plan.deletes.into_iter().map(|(at, tag, handle)| ((at, tag), handle)).unzip();
+        let (changed, visible): (Vec<_>, Vec<_>) =
+            plan.visible.into_iter().map(|(at, tag, handle, seconds)| ((at, tag), (handle, seconds))).unzip();
+        let (of_deletes, of_changes) = futures_util::future::join(
             batch::delete(&self.shared, url, deletes),
             batch::set_visibility(&self.shared, url, visible),
         )
         .await;
-        let deleted = plan.deletes.iter().map(|(at, tag, _)| (*at, *tag)).zip(deleted);
-        let changed = plan.visible.iter().map(|(at, tag, ..)| (*at, *tag)).zip(changed);
+        let answers = deleted.into_iter().zip(of_deletes).chain(changed.into_iter().zip(of_changes));
         let mut back = Vec::new();
         {
             let mut inner = self.inner();
-            for ((at, tag), answer) in deleted.chain(changed) {
+            for ((at, tag), answer) in answers {
                 let is_safe = answer.as_ref().is_err_and(|error| error.retry() == Retry::Safe);
                 // Kept for the next try; where none comes, until its lease is over.
                 if !is_safe {
@@ -82,23 +83,22 @@ impl Source {
     ) -> Result<()> {
         let Inner { entries, failures, .. } = inner;
         let entry = entries.get(&tag).filter(|entry| entry.expires > Instant::now()).ok_or_else(stale)?;
-        let handle = entry.handle.clone();
+        let handle = entry.native.receipt_handle.clone();
         match settlement {
             Settlement::Ack => plan.deletes.push((at, tag, handle)),
             // Known before it is asked for: a request that is out may bring the message before this one is answered.
             Settlement::Release => {
-                failures.released(&entry.message_id);
+                failures.released(&entry.native.message_id);
                 plan.visible.push((at, tag, handle, 0));
             }
             Settlement::Retry { after, history } => {
-                let left = LONGEST_HOLD.saturating_sub(entry.received.elapsed());
-                if *after > left {
-                    let whole = Duration::from_secs(left.as_secs());
-                    let error = Error::limit("the delay of the retry", seconds(*after), seconds(whole));
+                let held = entry.received.elapsed();
+                if let Err(error) = self.capabilities.check_retry(*after, held) {
                     plan.visible.push((usize::MAX, tag, handle, 0));
                     return Err(error);
                 }
-                failures.failed(&entry.message_id, history.clone(), Timestamp::now().after(*after));
+                let left = LONGEST_HOLD.saturating_sub(held);
+                failures.failed(&entry.native.message_id, history.clone(), Timestamp::now().after(*after));
                 plan.visible.push((at, tag, handle, whole_seconds(*after, left)));
             }
             Settlement::Reject { .. } if self.dead_letter.is_none() => {
@@ -133,7 +133,7 @@ impl Source {
                 let left = LONGEST_HOLD.saturating_sub(entry.received.elapsed());
                 let seconds = whole_seconds(by, left);
                 extended.push((at, tag, Duration::from_secs(u64::try_from(seconds).unwrap_or(0))));
-                handles.push((entry.handle.clone(), seconds));
+                handles.push((entry.native.receipt_handle.clone(), seconds));
             }
         }
         let answers = batch::set_visibility(&self.shared, &self.queue.url, handles).await;
@@ -156,7 +156,7 @@ impl Inner {
         let is_gone = ok && matches!(settlement, Some(Settlement::Ack | Settlement::Reject { .. }));
         let (entry, back) = self.leave(tag, is_gone);
         if let Some(entry) = entry.filter(|_| is_gone) {
-            self.failures.forget(&entry.message_id);
+            self.failures.forget(&entry.native.message_id);
         }
         back
     }
@@ -165,10 +165,6 @@ impl Inner {
 /// Rounded up, but within what is left.
 fn whole_seconds(by: Duration, left: Duration) -> i32 {
     i32::try_from(round_up(by).min(left.as_secs())).unwrap_or(i32::MAX)
-}
-
-fn seconds(duration: Duration) -> String {
-    format!("{} s", duration.as_secs())
 }
 
 fn stale() -> Error {

@@ -22,7 +22,7 @@ use crate::diagnose;
 use crate::queue::Queue;
 use crate::transport::Shared;
 
-pub use crate::config::QUEUE_OPTIONS;
+pub use crate::config::{QUEUE_OPTIONS, check_name};
 
 /// The queues of one connection.
 #[derive(Clone)]

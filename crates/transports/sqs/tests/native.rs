@@ -11,12 +11,16 @@
 mod admin;
 #[path = "native/consuming.rs"]
 mod consuming;
+#[path = "native/diagnosing.rs"]
+mod diagnosing;
 #[path = "native/faults.rs"]
 mod faults;
 #[path = "native/fifo.rs"]
 mod fifo;
 #[path = "native/foreign.rs"]
 mod foreign;
+#[path = "native/limits.rs"]
+mod limits;
 #[path = "native/publishing.rs"]
 mod publishing;
 #[path = "native/rig.rs"]

@@ -1,0 +1,3 @@
+#![no_main]
+
+throughline_fuzz_runs::runs!("aws_trace_header");
