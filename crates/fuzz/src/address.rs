@@ -25,6 +25,7 @@ fn configured(address: &Address) -> Vec<Error> {
     errors.extend(registered(address).err());
     errors.extend(throughline_memory::fuzzing::configure(address));
     errors.extend(throughline_rabbitmq::fuzzing::configure(address));
+    errors.extend(throughline_sqlite::fuzzing::configure(address));
     let names: Vec<_> = address.options().map(|(name, _)| name.to_owned()).collect();
     for name in names {
         errors.extend(address.duration(&name).err());
@@ -46,6 +47,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         "sqs:https://user:secret@host/1/q?region=x",
         "sqs://q?endpoint=http://user:secret@host/x&session_token=t",
         "sqlite:/var/x.db?queue=q",
+        "sqlite:///var/x.db?topic=t&queue=q&dead_letter=d&max_length=9&dedupe=1m&synchronous=normal",
     ])
 }
 

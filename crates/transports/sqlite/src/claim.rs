@@ -1,0 +1,272 @@
+//! Handing messages out: those that are ready, in their order, on a lease.
+
+use std::any::Any;
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use opentelemetry::KeyValue;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use throughline_core::driver::{Clock, Delivery, Native, Token};
+use throughline_core::{Envelope, HeaderValue, Order, Result, Timestamp};
+use tokio::time::Instant;
+
+use crate::codec::{self, envelope_columns};
+use crate::error;
+use crate::schema::state;
+use crate::store::Store;
+
+/// The ready messages of a queue, the next one first.
+const READY: &str = concat!(
+    "SELECT id, generation, failed_attempts, enqueued, history, dead_letter_source, dead_letter_reason, ",
+    envelope_columns!(),
+    " FROM throughline_messages WHERE queue = ?1 AND state = ?2 AND state <= 3 ORDER BY rank, place LIMIT ?3"
+);
+const AT: usize = 7;
+
+const LEASE: &str =
+    "UPDATE throughline_messages SET state = 4, due = ?1, generation = generation + 1 WHERE id = ?2";
+
+/// When something of a queue is due: a lease ends, a delay is over.
+const NEXT_DUE: &str =
+    "SELECT due FROM throughline_messages WHERE queue = ?1 AND state >= 4 ORDER BY due LIMIT 1";
+
+const ANY_READY: &str =
+    "SELECT 1 FROM throughline_messages WHERE queue = ?1 AND state = ?2 AND state <= 3 LIMIT 1";
+
+/// What a row is before the first delivery.
+const FIRST_GENERATION: i64 = 256;
+
+/// So many messages that are due, or have expired, are seen to in one transaction at most.
+const PIECE: i64 = 1000;
+
+/// The answer to a claim.
+pub(crate) struct Claimed {
+    pub(crate) deliveries: Vec<Delivery>,
+    /// When something may be ready that is not now.
+    pub(crate) next: Option<Timestamp>,
+    /// Something is left that is ready.
+    pub(crate) more: bool,
+}
+
+/// What a claim asks for.
+#[derive(Clone, Copy)]
+pub(crate) struct Claim {
+    pub(crate) queue: i64,
+    pub(crate) max: usize,
+    pub(crate) lease: Duration,
+    pub(crate) order: Order,
+}
+
+/// Where a message was rejected, and why: the native details of a dead letter.
+struct DeadLetter(Vec<(&'static str, String)>);
+
+impl Native for DeadLetter {
+    fn details(&self) -> Vec<(Cow<'static, str>, HeaderValue)> {
+        self.0.iter().map(|(name, text)| ((*name).into(), text.as_str().into())).collect()
+    }
+
+    fn span_attributes(&self) -> Vec<KeyValue> {
+        Vec::new()
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// One row, read.
+struct Stored {
+    id: i64,
+    generation: i64,
+    delivery: Delivery,
+    is_dead_letter: bool,
+}
+
+impl Stored {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let (id, generation): (i64, i64) = (row.get(0)?, row.get(1)?);
+        let envelope = codec::read(row, AT, id)?;
+        let details = codec::dead_letter(row.get_ref(5)?, row.get_ref(6)?);
+        let is_dead_letter = !details.is_empty();
+        let mut delivery = Delivery::new(Arc::new(envelope), Token { epoch: 0, tag: u64::MAX });
+        delivery.failed_attempts = row.get(2)?;
+        delivery.enqueued = Some((Timestamp::from_millis(row.get(3)?), Clock::Broker));
+        delivery.history = codec::history(row.get_ref(4)?).map(Arc::new);
+        delivery.receive_count = u32::try_from(generation - FIRST_GENERATION).ok();
+        delivery.native = is_dead_letter.then(|| Arc::new(DeadLetter(details)) as Arc<dyn Native>);
+        Ok(Self { id, generation, delivery, is_dead_letter })
+    }
+
+    fn is_expired(&self, now: Timestamp) -> bool {
+        // What was rejected is kept, however late somebody looks at it.
+        self.delivery.envelope.is_expired(now) && !self.is_dead_letter
+    }
+
+    /// As it is handed out.
+    fn leased(self, until: Instant) -> Delivery {
+        let generation = self.generation + 1;
+        let mut delivery = self.delivery;
+        delivery.token = token(self.id, generation, delivery.envelope.ordering_key.is_some());
+        delivery.receive_count = u32::try_from(generation - FIRST_GENERATION).ok();
+        delivery.lease_expires = Some(until);
+        delivery
+    }
+}
+
+/// A delivery's token: the row, and in place of an epoch which delivery of it that is, and whether others wait for its key.
+#[expect(clippy::cast_sign_loss, reason = "bit for bit")]
+fn token(id: i64, generation: i64, keyed: bool) -> Token {
+    Token { epoch: (generation as u64) << 1 | u64::from(keyed), tag: id as u64 }
+}
+
+/// What a [`token`] says: row, generation, and whether it has a key.
+#[expect(clippy::cast_possible_wrap, reason = "bit for bit")]
+pub(crate) fn of_token(token: Token) -> (i64, i64, bool) {
+    (token.tag as i64, (token.epoch >> 1) as i64, token.epoch & 1 == 1)
+}
+
+impl Claim {
+    /// Answers without a transaction where there is nothing to claim.
+    pub(crate) fn peek(&self, connection: &Connection) -> rusqlite::Result<Option<Claimed>> {
+        let next = next_due(connection, self.queue)?;
+        let mut ready = connection.prepare_cached(ANY_READY)?;
+        let is_due = next.is_some_and(|due| due <= Timestamp::now());
+        let any = self.order == Order::Any && ready.exists([self.queue, state::BEHIND])?;
+        if is_due || any || ready.exists([self.queue, state::READY])? {
+            return Ok(None);
+        }
+        let sql = "SELECT 1 FROM throughline_queues WHERE id = ?1 AND deleted = 0";
+        let there = connection.prepare_cached(sql)?.exists([self.queue])?;
+        Ok(there.then_some(Claimed { deliveries: Vec::new(), next, more: false }))
+    }
+}
+
+fn next_due(connection: &Connection, queue: i64) -> rusqlite::Result<Option<Timestamp>> {
+    let due: Option<i64> =
+        connection.prepare_cached(NEXT_DUE)?.query_row([queue], |row| row.get(0)).optional()?;
+    Ok(due.map(Timestamp::from_millis))
+}
+
+/// The ready messages, in the order in which they would be delivered, as they are.
+pub(crate) fn browse(connection: &Connection, queue: i64, max: usize) -> rusqlite::Result<Vec<Delivery>> {
+    let mut ready = connection.prepare_cached(READY)?;
+    let mut all = Vec::new();
+    for state in [state::READY, state::BEHIND] {
+        let limit = i64::try_from(max - all.len()).unwrap_or(i64::MAX);
+        for stored in ready.query_map([queue, state, limit], Stored::read)? {
+            all.push(stored?.delivery);
+        }
+    }
+    Ok(all)
+}
+
+impl Store<'_> {
+    /// Hands out what is ready.
+    pub(crate) fn claim(&mut self, claim: Claim) -> Result<Claimed> {
+        self.check(claim.queue)?;
+        if self.next_due(claim.queue)?.is_some_and(|due| due <= self.now) {
+            self.wake_due(claim.queue)?;
+        }
+        let (due, until) = (self.now.after(claim.lease), Instant::now() + claim.lease);
+        let mut claimed = Claimed { deliveries: Vec::new(), next: None, more: false };
+        // A PerKey consumer sees the first of each key only; any other sees those behind them, too.
+        let states: &[i64] =
+            if claim.order == Order::Any { &[state::READY, state::BEHIND] } else { &[state::READY] };
+        let mut expired = 0;
+        for state in states {
+            while claimed.deliveries.len() < claim.max && expired < PIECE {
+                let wanted = claim.max - claimed.deliveries.len();
+                let stored = self.ready(claim.queue, *state, wanted)?;
+                if stored.is_empty() {
+                    break;
+                }
+                let connection = self.connection;
+                let mut lease = connection.prepare_cached(LEASE).map_err(error::sqlite)?;
+                for stored in stored {
+                    if stored.is_expired(self.now) {
+                        expired += 1;
+                        self.drop_expired(claim.queue, stored.id, &stored.delivery.envelope)?;
+                        continue;
+                    }
+                    lease.execute([due.as_millis(), stored.id]).map_err(error::sqlite)?;
+                    claimed.deliveries.push(stored.leased(until));
+                }
+            }
+        }
+        claimed.next = self.next_due(claim.queue)?;
+        claimed.more = expired >= PIECE || self.any_ready(claim.queue, state::READY)?;
+        Ok(claimed)
+    }
+
+    fn ready(&self, queue: i64, state: i64, max: usize) -> Result<Vec<Stored>> {
+        let max = i64::try_from(max).unwrap_or(i64::MAX);
+        let mut statement = self.connection.prepare_cached(READY).map_err(error::sqlite)?;
+        let rows = statement.query_map([queue, state, max], Stored::read).map_err(error::sqlite)?;
+        rows.collect::<rusqlite::Result<_>>().map_err(error::sqlite)
+    }
+
+    fn any_ready(&self, queue: i64, state: i64) -> Result<bool> {
+        let mut statement = self.connection.prepare_cached(ANY_READY).map_err(error::sqlite)?;
+        statement.exists([queue, state]).map_err(error::sqlite)
+    }
+
+    fn next_due(&self, queue: i64) -> Result<Option<Timestamp>> {
+        next_due(self.connection, queue).map_err(error::sqlite)
+    }
+
+    fn drop_expired(&mut self, queue: i64, id: i64, envelope: &Envelope) -> Result<()> {
+        self.execute("DELETE FROM throughline_messages WHERE id = ?1", [id])?;
+        self.count(queue, -1);
+        if let Some(key) = &envelope.ordering_key {
+            self.promote(queue, key)?;
+        }
+        Ok(())
+    }
+
+    /// Makes ready what is due: delays that are over, and messages whose lease has ended.
+    pub(crate) fn wake_due(&mut self, queue: i64) -> Result<()> {
+        let now = self.now.as_millis();
+        // In their places: ahead of what came after them. One whose lease has ended has failed.
+        let sql = "UPDATE throughline_messages AS m SET failed_attempts = failed_attempts + (state = 4), \
+                   state = CASE WHEN key IS NULL OR NOT EXISTS (SELECT 1 FROM throughline_messages e \
+                     WHERE e.queue = m.queue AND e.key = m.key AND e.key IS NOT NULL AND e.state <= 5 \
+                     AND e.place < m.place) THEN 2 ELSE 3 END \
+                   WHERE id IN (SELECT id FROM throughline_messages WHERE queue = ?1 AND state >= 4 AND due <= ?2 \
+                                AND state <> 6 ORDER BY due LIMIT ?3)";
+        let mut woken = self.execute(sql, [queue, now, PIECE])?;
+        // At the end of the queue.
+        let sql = "SELECT id, key FROM throughline_messages WHERE queue = ?1 AND state >= 4 AND due <= ?2 AND state = 6 \
+                   ORDER BY due, id LIMIT ?3";
+        let mut statement = self.connection.prepare_cached(sql).map_err(error::sqlite)?;
+        let delayed = statement.query_map([queue, now, PIECE], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, Option<Vec<u8>>>(1)?))
+        });
+        let delayed =
+            delayed.and_then(Iterator::collect::<rusqlite::Result<Vec<_>>>).map_err(error::sqlite)?;
+        for (id, key) in delayed {
+            let behind = self.is_in_line(queue, key.as_deref())?;
+            let state = if behind { state::BEHIND } else { state::READY };
+            let place = self.take_next()?;
+            self.execute(
+                "UPDATE throughline_messages SET state = ?1, place = ?2 WHERE id = ?3",
+                [state, place, id],
+            )?;
+            woken += 1;
+        }
+        if woken > 0 {
+            self.woken.insert(queue);
+        }
+        Ok(())
+    }
+
+    /// Lets the first message of a key go, if it waits: the one before it has left.
+    pub(crate) fn promote(&mut self, queue: i64, key: &[u8]) -> Result<()> {
+        let sql = "UPDATE throughline_messages SET state = 2 WHERE state = 3 AND id = (SELECT id FROM throughline_messages \
+                   WHERE queue = ?1 AND key = ?2 AND key IS NOT NULL AND state <= 5 ORDER BY place LIMIT 1)";
+        if self.execute(sql, params![queue, key])? > 0 {
+            self.woken.insert(queue);
+        }
+        Ok(())
+    }
+}

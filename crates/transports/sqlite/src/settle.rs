@@ -1,0 +1,172 @@
+//! Ending deliveries.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::{OptionalExtension, params};
+use throughline_core::driver::{Settlement, Token};
+use throughline_core::{Error, ErrorKind, History, Result};
+
+use crate::claim::of_token;
+use crate::config::Config;
+use crate::error;
+use crate::schema::state;
+use crate::store::Store;
+
+/// What may be settled: this delivery, as long as its lease runs.
+macro_rules! ours {
+    () => {
+        "WHERE id = ?1 AND generation = ?2 AND state = 4 AND due > ?3"
+    };
+}
+
+impl Store<'_> {
+    /// Settles deliveries of a queue, with an answer for each.
+    pub(crate) fn settle(
+        &mut self,
+        queue: i64,
+        config: &Config,
+        batch: &[(Token, Settlement)],
+    ) -> Result<Vec<Result<()>>> {
+        let mut results = Vec::with_capacity(batch.len());
+        for (token, settlement) in batch {
+            let settled = match settlement {
+                Settlement::Ack => self.ack(queue, *token)?,
+                Settlement::Release => self.release(queue, *token)?,
+                Settlement::Retry { after, history } => self.retry(queue, *token, *after, history)?,
+                Settlement::Reject { history } => match &config.dead_letter {
+                    Some(dead_letters) => self.reject(queue, *token, history, config, dead_letters)?,
+                    None => {
+                        results.push(Err(no_dead_letter()));
+                        continue;
+                    }
+                },
+            };
+            results.push(if settled { Ok(()) } else { Err(stale()) });
+        }
+        Ok(results)
+    }
+
+    /// Lets leases end that long from now, with an answer for each.
+    pub(crate) fn extend(&mut self, tokens: &[Token], by: Duration) -> Result<Vec<Result<()>>> {
+        const SQL: &str = concat!("UPDATE throughline_messages SET due = ?4 ", ours!());
+        let due = self.now.after(by).as_millis();
+        let extend = |token: &Token| {
+            let (id, generation, _) = of_token(*token);
+            let extended = self.execute(SQL, [id, generation, self.now.as_millis(), due])? > 0;
+            Ok(if extended { Ok(()) } else { Err(stale()) })
+        };
+        tokens.iter().map(extend).collect()
+    }
+
+    fn ack(&mut self, queue: i64, token: Token) -> Result<bool> {
+        const PLAIN: &str = concat!("DELETE FROM throughline_messages ", ours!());
+        const KEYED: &str = concat!("DELETE FROM throughline_messages ", ours!(), " RETURNING key");
+        let (id, generation, keyed) = of_token(token);
+        let parameters = [id, generation, self.now.as_millis()];
+        if !keyed {
+            let acked = self.execute(PLAIN, parameters)? > 0;
+            if acked {
+                self.count(queue, -1);
+            }
+            return Ok(acked);
+        }
+        let key: Option<Vec<u8>> = self
+            .connection
+            .prepare_cached(KEYED)
+            .and_then(|mut statement| statement.query_row(parameters, |row| row.get(0)).optional())
+            .map_err(error::sqlite)?;
+        let Some(key) = key else { return Ok(false) };
+        self.count(queue, -1);
+        self.promote(queue, &key)?;
+        Ok(true)
+    }
+
+    /// Back to its place, as it was.
+    fn release(&mut self, queue: i64, token: Token) -> Result<bool> {
+        const SQL: &str = concat!(
+            "UPDATE throughline_messages AS m SET state = CASE WHEN key IS NULL OR NOT EXISTS \
+             (SELECT 1 FROM throughline_messages e WHERE e.queue = m.queue AND e.key = m.key AND e.key IS NOT NULL \
+              AND e.state <= 5 AND e.place < m.place) THEN 2 ELSE 3 END ",
+            ours!()
+        );
+        let (id, generation, _) = of_token(token);
+        let released = self.execute(SQL, [id, generation, self.now.as_millis()])? > 0;
+        if released {
+            self.woken.insert(queue);
+        }
+        Ok(released)
+    }
+
+    /// Back with its failure: one of a key in its place, any other at the end of the queue.
+    fn retry(&mut self, queue: i64, token: Token, after: Duration, history: &Arc<History>) -> Result<bool> {
+        const SQL: &str = concat!(
+            "UPDATE throughline_messages SET state = ?4, due = ?5, enqueued = ?5, place = coalesce(?6, place), \
+             history = ?7, failed_attempts = failed_attempts + 1 ",
+            ours!()
+        );
+        let (id, generation, keyed) = of_token(token);
+        let (state, place) = match (keyed, after.is_zero()) {
+            (true, true) => (state::READY, None),
+            (true, false) => (state::HELD, None),
+            (false, true) => (state::READY, Some(self.take_next()?)),
+            (false, false) => (state::DELAYED, None),
+        };
+        let (now, due) = (self.now.as_millis(), self.now.after(after).as_millis());
+        let parameters = params![id, generation, now, state, due, place, history.to_header()];
+        let retried = self.execute(SQL, parameters)? > 0;
+        if retried {
+            self.woken.insert(queue);
+        }
+        Ok(retried)
+    }
+
+    /// To the dead letters: the same row under a new id, so that it is never in both queues nor in none.
+    fn reject(
+        &mut self,
+        queue: i64,
+        token: Token,
+        history: &Arc<History>,
+        config: &Config,
+        dead_letters: &str,
+    ) -> Result<bool> {
+        const KEY: &str = concat!("SELECT key FROM throughline_messages ", ours!());
+        const MOVE: &str = "UPDATE throughline_messages SET id = ?2, place = ?2, queue = ?3, state = ?4, enqueued = ?5, \
+                            due = ?5, generation = 256, history = ?6, failed_attempts = failed_attempts + 1, \
+                            dead_letter_source = ?7, dead_letter_reason = ?8 WHERE id = ?1";
+        let (id, generation, _) = of_token(token);
+        let now = self.now.as_millis();
+        let key: Option<Option<Vec<u8>>> = self
+            .connection
+            .prepare_cached(KEY)
+            .and_then(|mut statement| statement.query_row([id, generation, now], |row| row.get(0)).optional())
+            .map_err(error::sqlite)?;
+        let Some(key) = key else { return Ok(false) };
+        let graveyard = self.queue("", dead_letters, "dead-letter queue", config)?;
+        let behind = self.is_in_line(graveyard.id, key.as_deref())?;
+        let state = if behind { state::BEHIND } else { state::READY };
+        let reason = history.last().map_or_else(|| "rejected".to_owned(), ToString::to_string);
+        let place = self.take_next()?;
+        let header = history.to_header();
+        let source = config.source_name();
+        self.execute(MOVE, params![id, place, graveyard.id, state, now, header, source, reason])?;
+        self.count(queue, -1);
+        self.count(graveyard.id, 1);
+        self.woken.insert(graveyard.id);
+        if let Some(key) = key {
+            self.promote(queue, &key)?;
+        }
+        Ok(true)
+    }
+}
+
+fn stale() -> Error {
+    Error::new(ErrorKind::Stale, "the lease has expired, and the message is delivered again")
+}
+
+fn no_dead_letter() -> Error {
+    Error::new(
+        ErrorKind::NoDeadLetter,
+        "no dead-letter queue is known, so the message stays; add dead_letter=QUEUE to the address",
+    )
+}
