@@ -54,6 +54,8 @@ pub(crate) struct Claimed {
 pub(crate) struct Claim {
     pub(crate) queue: i64,
     pub(crate) max: usize,
+    /// Of payloads; one message may exceed it.
+    pub(crate) max_bytes: usize,
     pub(crate) lease: Duration,
     pub(crate) order: Order,
 }
@@ -173,11 +175,11 @@ impl Store<'_> {
         // A PerKey consumer sees the first of each key only; any other sees those behind them, too.
         let states: &[i64] =
             if claim.order == Order::Any { &[state::READY, state::BEHIND] } else { &[state::READY] };
-        let mut expired = 0;
+        let (mut expired, mut bytes) = (0, 0);
         for state in states {
-            while claimed.deliveries.len() < claim.max && expired < PIECE {
+            while claimed.deliveries.len() < claim.max && bytes < claim.max_bytes && expired < PIECE {
                 let wanted = claim.max - claimed.deliveries.len();
-                let stored = self.ready(claim.queue, *state, wanted)?;
+                let stored = self.ready(claim, *state, wanted)?;
                 if stored.is_empty() {
                     break;
                 }
@@ -190,20 +192,33 @@ impl Store<'_> {
                         continue;
                     }
                     lease.execute([due.as_millis(), stored.id]).map_err(error::sqlite)?;
+                    bytes += stored.delivery.envelope.payload_len();
                     claimed.deliveries.push(stored.leased(until));
                 }
             }
         }
         claimed.next = self.next_due(claim.queue)?;
-        claimed.more = expired >= PIECE || self.any_ready(claim.queue, state::READY)?;
+        claimed.more = expired >= PIECE;
+        for state in states {
+            claimed.more = claimed.more || self.any_ready(claim.queue, *state)?;
+        }
         Ok(claimed)
     }
 
-    fn ready(&self, queue: i64, state: i64, max: usize) -> Result<Vec<Stored>> {
-        let max = i64::try_from(max).unwrap_or(i64::MAX);
+    /// The next messages, as many as a claim may hold.
+    fn ready(&self, claim: Claim, state: i64, max: usize) -> Result<Vec<Stored>> {
+        let limit = i64::try_from(max).unwrap_or(i64::MAX);
         let mut statement = self.connection.prepare_cached(READY).map_err(error::sqlite)?;
-        let rows = statement.query_map([queue, state, max], Stored::read).map_err(error::sqlite)?;
-        rows.collect::<rusqlite::Result<_>>().map_err(error::sqlite)
+        let mut rows = statement.query([claim.queue, state, limit]).map_err(error::sqlite)?;
+        let (mut stored, mut bytes) = (Vec::with_capacity(max), 0);
+        while bytes < claim.max_bytes
+            && let Some(row) = rows.next().map_err(error::sqlite)?
+        {
+            let next = Stored::read(row).map_err(error::sqlite)?;
+            bytes += next.delivery.envelope.payload_len();
+            stored.push(next);
+        }
+        Ok(stored)
     }
 
     fn any_ready(&self, queue: i64, state: i64) -> Result<bool> {

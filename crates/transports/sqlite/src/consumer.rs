@@ -81,6 +81,14 @@ fn until(then: Timestamp) -> Duration {
     Duration::from_millis(u64::try_from(millis).unwrap_or(0).max(1))
 }
 
+impl Drop for SqliteConsumer {
+    fn drop(&mut self) {
+        if self.own {
+            self.file.hub().let_go(self.queue);
+        }
+    }
+}
+
 #[async_trait]
 impl driver::Consumer for SqliteConsumer {
     fn capabilities(&self) -> &Capabilities {
@@ -94,8 +102,13 @@ impl driver::Consumer for SqliteConsumer {
     async fn receive(&self, max: NonZeroUsize, wait: Duration) -> Result<Vec<Delivery>> {
         let deadline = Instant::now() + wait;
         let mut stopped = self.stopped.subscribe();
-        let claim =
-            Claim { queue: self.queue, max: max.get(), lease: self.options.lease, order: self.options.order };
+        let claim = Claim {
+            queue: self.queue,
+            max: max.get(),
+            max_bytes: self.options.max_bytes.max(1),
+            lease: self.options.lease,
+            order: self.options.order,
+        };
         let _waiting = self.file.hub().waiting();
         loop {
             if *stopped.borrow() {

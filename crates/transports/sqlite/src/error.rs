@@ -67,6 +67,14 @@ pub(crate) fn is_busy(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
 }
 
+pub(crate) fn still_busy() -> Error {
+    Error::new(
+        ErrorKind::Throttled,
+        "not written: another process kept the database locked until the transport was closed",
+    )
+    .with_retry(Retry::Safe)
+}
+
 pub(crate) fn closed() -> Error {
     Error::new(ErrorKind::Closed, "the transport is closed")
 }

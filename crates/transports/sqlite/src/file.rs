@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -45,6 +45,8 @@ pub(crate) struct Hub {
     /// Subscriptions of consumers of this process, that end with them.
     own: Mutex<Vec<i64>>,
     waiting: AtomicUsize,
+    /// The last user leaves: what cannot be written at once is given up.
+    closing: AtomicBool,
 }
 
 /// Somebody waits for messages: what other processes write is looked for.
@@ -119,13 +121,16 @@ impl File {
 
     /// Ends one use of it; with the last, what was asked for is written, and the thread ends.
     pub(crate) async fn close(self: Arc<Self>) -> Result<()> {
-        if !self.leave() {
-            return Ok(());
-        }
-        let _ = self.writer.send(Message::Stop);
-        let Some(thread) = lock(&self.thread).take() else { return Ok(()) };
-        let joined = tokio::task::spawn_blocking(|| thread.join()).await;
-        if matches!(joined, Ok(Ok(()))) { Ok(()) } else { Err(error::unanswered()) }
+        let closing = tokio::task::spawn_blocking(move || {
+            if !self.leave() {
+                return true;
+            }
+            self.hub.closing.store(true, Ordering::Release);
+            let _ = self.writer.send(Message::Stop);
+            let thread = lock(&self.thread).take();
+            thread.is_none_or(|thread| thread.join().is_ok())
+        });
+        if matches!(closing.await, Ok(true)) { Ok(()) } else { Err(error::unanswered()) }
     }
 
     /// Ends one use of it without waiting: the thread ends when nobody has the file any more.
@@ -245,6 +250,10 @@ impl Hub {
     pub(crate) fn waiting(&self) -> Waiting<'_> {
         self.waiting.fetch_add(1, Ordering::AcqRel);
         Waiting(self)
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
     }
 
     pub(crate) fn somebody_waits(&self) -> bool {

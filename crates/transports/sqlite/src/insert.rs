@@ -1,5 +1,7 @@
 //! Taking messages in.
 
+use std::collections::HashSet;
+
 use rusqlite::{CachedStatement, OptionalExtension, params};
 use throughline_core::driver::{OperationId, Outgoing, Receipt};
 use throughline_core::{Envelope, Error, ErrorKind, History, Result, Retry};
@@ -48,7 +50,7 @@ impl Store<'_> {
             Place::Queue(_) => vec![destination],
             Place::Topic { topic, .. } => self.subscriptions(topic)?,
         };
-        let seen = self.seen(destination.id, batch, config)?;
+        let mut seen = self.seen(destination.id, batch, config)?;
         let connection = self.connection;
         let mut insert = connection.prepare_cached(INSERT).map_err(error::sqlite)?;
         let mut results = Vec::with_capacity(batch.len());
@@ -68,6 +70,10 @@ impl Store<'_> {
                     id = self.insert(&mut insert, queue.id, &message.into())?;
                 }
                 taken.push(message.operation);
+                if !config.dedupe.is_zero() {
+                    // Should it come twice in one batch.
+                    seen.insert(message.operation);
+                }
                 Ok(Receipt::with_native_id(id.to_string()))
             };
             results.push(result);
@@ -91,13 +97,10 @@ impl Store<'_> {
         } else if self.is_in_line(queue, envelope.ordering_key.as_deref())? {
             state::BEHIND
         } else {
-            self.woken.insert(queue);
             state::READY
         };
-        if state == state::DELAYED {
-            // Somebody may be waiting for less.
-            self.woken.insert(queue);
-        }
+        // Of what is delayed, too: somebody may be waiting for something later.
+        self.woken.insert(queue);
         let history = message.history.filter(|history| !history.is_empty()).map(History::to_header);
         let mut bind = || {
             insert.raw_bind_parameter(1, id)?;
@@ -145,9 +148,9 @@ impl Store<'_> {
     }
 
     /// Which operations of a batch were taken in before.
-    fn seen(&self, queue: i64, batch: &[Outgoing], config: &Config) -> Result<Vec<OperationId>> {
+    fn seen(&self, queue: i64, batch: &[Outgoing], config: &Config) -> Result<HashSet<OperationId>> {
         if config.dedupe.is_zero() {
-            return Ok(Vec::new());
+            return Ok(HashSet::new());
         }
         let sql = "SELECT first FROM throughline_operations WHERE queue = ?1 AND publisher = ?2 AND last >= ?3 \
                    AND until > ?4 ORDER BY last LIMIT 1";
@@ -159,7 +162,7 @@ impl Store<'_> {
                 .optional()
                 .map_err(error::sqlite)
         };
-        let mut seen = Vec::new();
+        let mut seen = HashSet::new();
         for run in runs(batch.iter().map(|message| message.operation)) {
             // Nearly always the one look at a run tells that nothing of it is known.
             let overlaps = run_before(run.publisher, run.first)?.is_some_and(|first| first <= run.last);
@@ -168,15 +171,9 @@ impl Store<'_> {
             }
             for at in run.first..=run.last {
                 if run_before(run.publisher, at)?.is_some_and(|first| first <= at) {
-                    seen.push(operation(run.publisher, at));
+                    seen.insert(operation(run.publisher, at));
                 }
             }
-        }
-        // Twice in one batch.
-        let mut sorted: Vec<_> = batch.iter().map(|message| message.operation).collect();
-        sorted.sort_unstable();
-        if sorted.windows(2).any(|pair| matches!(pair, [one, other] if one == other)) {
-            return Err(Error::new(ErrorKind::InvalidMessage, "an operation is in one batch twice"));
         }
         Ok(seen)
     }
@@ -193,7 +190,7 @@ impl Store<'_> {
         for run in runs(operations) {
             let Run { publisher, first, last } = run;
             // A publisher counts its operations: the run before this one, as a rule, grows.
-            let sql = "UPDATE throughline_operations SET last = ?1, until = max(until, ?2) \
+            let sql = "UPDATE OR REPLACE throughline_operations SET last = ?1, until = max(until, ?2) \
                        WHERE queue = ?3 AND publisher = ?4 AND last = ?5";
             let before = first.checked_sub(1);
             let grown = match before {

@@ -258,6 +258,7 @@ impl Writer {
             match self.attempt(|store| jobs.iter_mut().try_for_each(|job| job.run(store))) {
                 Attempt::Committed => return Ok(()),
                 Attempt::Failed(error) => return Err(error),
+                Attempt::Busy if self.hub.is_closing() => return Err(error::still_busy()),
                 Attempt::Busy => {
                     tracing::warn!(file = %self.path.display(), "another process keeps the database locked; waiting");
                 }
