@@ -18,24 +18,23 @@ use crate::store::Store;
 
 /// The ready messages of a queue, the next one first.
 const READY: &str = concat!(
-    "SELECT id, generation, failed_attempts, enqueued, history, dead_letter_source, dead_letter_reason, ",
+    "SELECT l.id, l.receive_count, l.failed_attempts, l.enqueued, l.history, l.dead_letter_source, l.dead_letter_reason, \
+     l.key, ",
     envelope_columns!(),
-    " FROM throughline_messages WHERE queue = ?1 AND state = ?2 AND state <= 3 ORDER BY rank, place LIMIT ?3"
+    " FROM throughline_line l LEFT JOIN throughline_messages m ON m.id = l.id \
+     WHERE l.queue = ?1 AND l.state = ?2 AND l.state <= 1 ORDER BY l.rank, l.place LIMIT ?3"
 );
-const AT: usize = 7;
+const AT: usize = 8;
 
 const LEASE: &str =
-    "UPDATE throughline_messages SET state = 4, due = ?1, generation = generation + 1 WHERE id = ?2";
+    "UPDATE throughline_line SET state = 2, due = ?1, receive_count = receive_count + 1 WHERE id = ?2";
 
 /// When something of a queue is due: a lease ends, a delay is over.
 const NEXT_DUE: &str =
-    "SELECT due FROM throughline_messages WHERE queue = ?1 AND state >= 4 ORDER BY due LIMIT 1";
+    "SELECT due FROM throughline_line WHERE queue = ?1 AND state >= 2 ORDER BY due LIMIT 1";
 
 const ANY_READY: &str =
-    "SELECT 1 FROM throughline_messages WHERE queue = ?1 AND state = ?2 AND state <= 3 LIMIT 1";
-
-/// What a row is before the first delivery.
-const FIRST_GENERATION: i64 = 256;
+    "SELECT 1 FROM throughline_line WHERE queue = ?1 AND state = ?2 AND state <= 1 LIMIT 1";
 
 /// So many messages that are due, or have expired, are seen to in one transaction at most.
 const PIECE: i64 = 1000;
@@ -80,24 +79,25 @@ impl Native for DeadLetter {
 /// One row, read.
 struct Stored {
     id: i64,
-    generation: i64,
+    receive_count: i64,
     delivery: Delivery,
     is_dead_letter: bool,
 }
 
 impl Stored {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
-        let (id, generation): (i64, i64) = (row.get(0)?, row.get(1)?);
-        let envelope = codec::read(row, AT, id)?;
+        let (id, receive_count): (i64, i64) = (row.get(0)?, row.get(1)?);
+        let mut envelope = codec::read(row, AT, id)?;
+        envelope.ordering_key = codec::bytes(row.get_ref(7)?);
         let details = codec::dead_letter(row.get_ref(5)?, row.get_ref(6)?);
         let is_dead_letter = !details.is_empty();
         let mut delivery = Delivery::new(Arc::new(envelope), Token { epoch: 0, tag: u64::MAX });
         delivery.failed_attempts = row.get(2)?;
         delivery.enqueued = Some((Timestamp::from_millis(row.get(3)?), Clock::Broker));
         delivery.history = codec::history(row.get_ref(4)?).map(Arc::new);
-        delivery.receive_count = u32::try_from(generation - FIRST_GENERATION).ok();
+        delivery.receive_count = u32::try_from(receive_count).ok();
         delivery.native = is_dead_letter.then(|| Arc::new(DeadLetter(details)) as Arc<dyn Native>);
-        Ok(Self { id, generation, delivery, is_dead_letter })
+        Ok(Self { id, receive_count, delivery, is_dead_letter })
     }
 
     fn is_expired(&self, now: Timestamp) -> bool {
@@ -107,10 +107,10 @@ impl Stored {
 
     /// As it is handed out.
     fn leased(self, until: Instant) -> Delivery {
-        let generation = self.generation + 1;
+        let receive_count = self.receive_count + 1;
         let mut delivery = self.delivery;
-        delivery.token = token(self.id, generation, delivery.envelope.ordering_key.is_some());
-        delivery.receive_count = u32::try_from(generation - FIRST_GENERATION).ok();
+        delivery.token = token(self.id, receive_count, delivery.envelope.ordering_key.is_some());
+        delivery.receive_count = u32::try_from(receive_count).ok();
         delivery.lease_expires = Some(until);
         delivery
     }
@@ -118,11 +118,11 @@ impl Stored {
 
 /// A delivery's token: the row, and in place of an epoch which delivery of it that is, and whether others wait for its key.
 #[expect(clippy::cast_sign_loss, reason = "bit for bit")]
-fn token(id: i64, generation: i64, keyed: bool) -> Token {
-    Token { epoch: (generation as u64) << 1 | u64::from(keyed), tag: id as u64 }
+fn token(id: i64, receive_count: i64, keyed: bool) -> Token {
+    Token { epoch: (receive_count as u64) << 1 | u64::from(keyed), tag: id as u64 }
 }
 
-/// What a [`token`] says: row, generation, and whether it has a key.
+/// What a [`token`] says: row, receive count, and whether it has a key.
 #[expect(clippy::cast_possible_wrap, reason = "bit for bit")]
 pub(crate) fn of_token(token: Token) -> (i64, i64, bool) {
     (token.tag as i64, (token.epoch >> 1) as i64, token.epoch & 1 == 1)
@@ -231,7 +231,7 @@ impl Store<'_> {
     }
 
     fn drop_expired(&mut self, queue: i64, id: i64, envelope: &Envelope) -> Result<()> {
-        self.execute("DELETE FROM throughline_messages WHERE id = ?1", [id])?;
+        self.execute("DELETE FROM throughline_line WHERE id = ?1", [id])?;
         self.count(queue, -1);
         if let Some(key) = &envelope.ordering_key {
             self.promote(queue, key)?;
@@ -243,15 +243,15 @@ impl Store<'_> {
     pub(crate) fn wake_due(&mut self, queue: i64) -> Result<()> {
         let now = self.now.as_millis();
         // In their places: ahead of what came after them. One whose lease has ended has failed.
-        let sql = "UPDATE throughline_messages AS m SET failed_attempts = failed_attempts + (state = 4), \
-                   state = CASE WHEN key IS NULL OR NOT EXISTS (SELECT 1 FROM throughline_messages e \
-                     WHERE e.queue = m.queue AND e.key = m.key AND e.key IS NOT NULL AND e.state <= 5 \
-                     AND e.place < m.place) THEN 2 ELSE 3 END \
-                   WHERE id IN (SELECT id FROM throughline_messages WHERE queue = ?1 AND state >= 4 AND due <= ?2 \
-                                AND state <> 6 ORDER BY due LIMIT ?3)";
+        let sql = "UPDATE throughline_line AS m SET failed_attempts = failed_attempts + (state = 2), \
+                   state = CASE WHEN key IS NULL OR NOT EXISTS (SELECT 1 FROM throughline_line e \
+                     WHERE e.queue = m.queue AND e.key = m.key AND e.key IS NOT NULL AND e.state <= 3 \
+                     AND e.place < m.place) THEN 0 ELSE 1 END \
+                   WHERE id IN (SELECT id FROM throughline_line WHERE queue = ?1 AND state >= 2 AND due <= ?2 \
+                                AND state <> 4 ORDER BY due LIMIT ?3)";
         let mut woken = self.execute(sql, [queue, now, PIECE])?;
         // At the end of the queue.
-        let sql = "SELECT id, key FROM throughline_messages WHERE queue = ?1 AND state >= 4 AND due <= ?2 AND state = 6 \
+        let sql = "SELECT id, key FROM throughline_line WHERE queue = ?1 AND state >= 2 AND due <= ?2 AND state = 4 \
                    ORDER BY due, id LIMIT ?3";
         let mut statement = self.connection.prepare_cached(sql).map_err(error::sqlite)?;
         let delayed = statement.query_map([queue, now, PIECE], |row| {
@@ -264,7 +264,7 @@ impl Store<'_> {
             let state = if behind { state::BEHIND } else { state::READY };
             let place = self.take_next()?;
             self.execute(
-                "UPDATE throughline_messages SET state = ?1, place = ?2 WHERE id = ?3",
+                "UPDATE throughline_line SET state = ?1, place = ?2 WHERE id = ?3",
                 [state, place, id],
             )?;
             woken += 1;
@@ -277,8 +277,8 @@ impl Store<'_> {
 
     /// Lets the first message of a key go, if it waits: the one before it has left.
     pub(crate) fn promote(&mut self, queue: i64, key: &[u8]) -> Result<()> {
-        let sql = "UPDATE throughline_messages SET state = 2 WHERE state = 3 AND id = (SELECT id FROM throughline_messages \
-                   WHERE queue = ?1 AND key = ?2 AND key IS NOT NULL AND state <= 5 ORDER BY place LIMIT 1)";
+        let sql = "UPDATE throughline_line SET state = 0 WHERE state = 1 AND id = (SELECT id FROM throughline_line \
+                   WHERE queue = ?1 AND key = ?2 AND key IS NOT NULL AND state <= 3 ORDER BY place LIMIT 1)";
         if self.execute(sql, params![queue, key])? > 0 {
             self.woken.insert(queue);
         }

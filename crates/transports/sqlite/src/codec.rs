@@ -11,14 +11,14 @@ use throughline_core::{Envelope, HeaderValue, Headers, History, IdOrigin, Timest
 /// The columns of the envelope, in the order in which they are bound and read.
 macro_rules! envelope_columns {
     () => {
-        "key, message_id, id_origin, type, source, time, content_type, content_encoding, correlation_id, reply_to, \
+        "message_id, id_origin, type, source, time, content_type, content_encoding, correlation_id, reply_to, \
          expires, priority, idempotency_key, traceparent, tracestate, baggage, headers, payload"
     };
 }
 pub(crate) use envelope_columns;
 
 /// How many there are.
-pub(crate) const COLUMNS: usize = 18;
+pub(crate) const COLUMNS: usize = 17;
 
 /// Binds an envelope's columns, from parameter `at` on.
 pub(crate) fn bind(statement: &mut Statement<'_>, at: usize, envelope: &Envelope) -> rusqlite::Result<()> {
@@ -36,7 +36,6 @@ pub(crate) fn bind(statement: &mut Statement<'_>, at: usize, envelope: &Envelope
         )*};
     }
     bind!(
-        envelope.ordering_key.as_deref(),
         envelope.id.as_str(),
         origin,
         envelope.message_type.as_deref(),
@@ -87,11 +86,11 @@ fn split(headers: &Headers) -> ([Option<&str>; 3], Option<String>) {
 }
 
 /// Reads an envelope whose columns begin at `at`. Any row is one: what a foreign hand wrote is taken for what it most
-/// likely means, and what cannot be read stays as it is. `id` is the row's own.
+/// likely means, and what cannot be read stays as it is. `id` is the row's own; its key is not here.
 pub(crate) fn read(row: &Row<'_>, at: usize, id: i64) -> rusqlite::Result<Envelope> {
     let text = |index: usize| row.get_ref(at + index).map(text);
     let number = |index: usize| row.get_ref(at + index).map(number);
-    let mut envelope = match text(1)? {
+    let mut envelope = match text(0)? {
         Some(message_id) if !message_id.is_empty() => Envelope::foreign(message_id, None),
         _ => {
             let mut envelope = Envelope::foreign(id.to_string(), None);
@@ -99,34 +98,33 @@ pub(crate) fn read(row: &Row<'_>, at: usize, id: i64) -> rusqlite::Result<Envelo
             envelope
         }
     };
-    match number(2)? {
+    match number(1)? {
         Some(1) => envelope.id_origin = IdOrigin::Broker,
         Some(2) => envelope.id_origin = IdOrigin::Synthetic,
         _ => {}
     }
-    envelope.ordering_key = bytes(row.get_ref(at)?);
-    envelope.message_type = text(3)?;
-    envelope.source = text(4)?;
-    envelope.time = number(5)?.map(Timestamp::from_millis);
-    envelope.content_type = text(6)?;
-    envelope.content_encoding = text(7)?;
-    envelope.correlation_id = text(8)?;
-    envelope.reply_to = text(9)?;
-    envelope.expires_at = number(10)?.map(Timestamp::from_millis);
-    envelope.priority = number(11)?.map(|priority| u8::try_from(priority.clamp(0, 255)).unwrap_or(u8::MAX));
-    envelope.idempotency_key = text(12)?;
-    for (index, name) in [(13, TRACEPARENT), (14, TRACESTATE), (15, BAGGAGE)] {
+    envelope.message_type = text(2)?;
+    envelope.source = text(3)?;
+    envelope.time = number(4)?.map(Timestamp::from_millis);
+    envelope.content_type = text(5)?;
+    envelope.content_encoding = text(6)?;
+    envelope.correlation_id = text(7)?;
+    envelope.reply_to = text(8)?;
+    envelope.expires_at = number(9)?.map(Timestamp::from_millis);
+    envelope.priority = number(10)?.map(|priority| u8::try_from(priority.clamp(0, 255)).unwrap_or(u8::MAX));
+    envelope.idempotency_key = text(11)?;
+    for (index, name) in [(12, TRACEPARENT), (13, TRACESTATE), (14, BAGGAGE)] {
         if let Some(value) = text(index)? {
             envelope.headers.append(name, value);
         }
     }
-    if let Some(packed) = text(16)? {
+    if let Some(packed) = text(15)? {
         match Packed::from_text(&packed) {
             Some(packed) => envelope.headers.extend(packed.headers),
             None => envelope.headers.append(PACKED_HEADER, packed),
         }
     }
-    envelope.payload = bytes(row.get_ref(at + 17)?);
+    envelope.payload = bytes(row.get_ref(at + 16)?);
     Ok(envelope)
 }
 
@@ -163,7 +161,8 @@ fn number(value: ValueRef<'_>) -> Option<i64> {
     }
 }
 
-fn bytes(value: ValueRef<'_>) -> Option<Bytes> {
+/// A payload or a key.
+pub(crate) fn bytes(value: ValueRef<'_>) -> Option<Bytes> {
     match value {
         ValueRef::Null => None,
         ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Some(Bytes::copy_from_slice(bytes)),
@@ -202,14 +201,14 @@ mod tests {
         connection.query_row(select, [], |row| read(row, 1, 7)).unwrap()
     }
 
-    fn bytes() -> impl Strategy<Value = bytes::Bytes> {
+    fn blob() -> impl Strategy<Value = bytes::Bytes> {
         any::<Vec<u8>>().prop_map(bytes::Bytes::from)
     }
 
     fn value() -> impl Strategy<Value = HeaderValue> {
         prop_oneof![
             any::<String>().prop_map(HeaderValue::Text),
-            bytes().prop_map(HeaderValue::Bytes),
+            blob().prop_map(HeaderValue::Bytes),
             Just(HeaderValue::Null),
             (any::<String>(), any::<String>())
                 .prop_map(|(kind, text)| HeaderValue::Typed { kind: kind.into(), text }),
@@ -232,10 +231,9 @@ mod tests {
             id in "\\PC{1,9}",
             origin in prop_oneof![Just(IdOrigin::Envelope), Just(IdOrigin::Broker), Just(IdOrigin::Synthetic)],
             texts in prop::collection::vec(any::<Option<String>>(), 7),
-            key in prop::option::of(bytes()),
             numbers in (any::<Option<i64>>(), any::<Option<i64>>(), any::<Option<u8>>()),
             headers in prop::collection::vec((name(), value()), 0..6),
-            payload in prop::option::of(bytes()),
+            payload in prop::option::of(blob()),
         ) -> Envelope {
             let mut envelope = Envelope::foreign(id, payload);
             let mut texts = texts.into_iter();
@@ -248,7 +246,6 @@ mod tests {
             envelope.correlation_id = text();
             envelope.reply_to = text();
             envelope.idempotency_key = text();
-            envelope.ordering_key = key;
             envelope.time = numbers.0.map(Timestamp::from_millis);
             envelope.expires_at = numbers.1.map(Timestamp::from_millis);
             envelope.priority = numbers.2;

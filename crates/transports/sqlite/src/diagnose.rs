@@ -186,7 +186,7 @@ impl Look {
         self.diagnosis.fact(subject, "ready", depth.ready);
         self.diagnosis.fact(subject, "unsettled", unsettled);
         self.diagnosis.fact(subject, "delayed", delayed);
-        let sql = "SELECT count(*) FROM throughline_messages WHERE queue = ?1 AND state >= 4 AND due <= ?2 AND state = 4";
+        let sql = "SELECT count(*) FROM throughline_line WHERE queue = ?1 AND state >= 2 AND due <= ?2 AND state = 2";
         let now = Timestamp::now().as_millis();
         let expired: i64 =
             connection.query_row(sql, params![queue.id, now], |row| row.get(0)).map_err(error::sqlite)?;

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use rusqlite::{CachedStatement, OptionalExtension, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 use throughline_core::driver::{OperationId, Outgoing, Receipt};
 use throughline_core::{Envelope, Error, ErrorKind, History, Result, Retry};
 
@@ -12,16 +12,31 @@ use crate::error;
 use crate::schema::state;
 use crate::store::{Queue, Store};
 
-const INSERT: &str = concat!(
-    "INSERT INTO throughline_messages (id, place, state, due, generation, failed_attempts, queue, rank, enqueued, \
-     history, ",
+const LINE: &str = "INSERT INTO throughline_line (id, queue, state, due, rank, place, failed_attempts, enqueued, key, history) \
+                    VALUES (?1, ?2, ?3, ?4, ?5, ?1, ?6, ?4, ?7, ?8)";
+
+const MESSAGE: &str = concat!(
+    "INSERT INTO throughline_messages (id, ",
     envelope_columns!(),
-    ") VALUES (?1, ?1, ?2, ?3, 256, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, \
-     ?21, ?22, ?23, ?24, ?25, ?26)"
+    ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)"
 );
 
+/// Both statements of an insertion, prepared once for many.
+struct Insert<'a> {
+    line: CachedStatement<'a>,
+    message: CachedStatement<'a>,
+}
+
+impl<'a> Insert<'a> {
+    fn new(connection: &'a Connection) -> Result<Self> {
+        let prepare = |sql| connection.prepare_cached(sql).map_err(error::sqlite);
+        Ok(Self { line: prepare(LINE)?, message: prepare(MESSAGE)? })
+    }
+}
+
 /// Whether a message of the key is in line already.
-const IN_LINE: &str = "SELECT 1 FROM throughline_messages WHERE queue = ?1 AND key = ?2 AND key IS NOT NULL AND state <= 5 LIMIT 1";
+const IN_LINE: &str =
+    "SELECT 1 FROM throughline_line WHERE queue = ?1 AND key = ?2 AND key IS NOT NULL AND state <= 3 LIMIT 1";
 
 /// A message as it goes into its queue.
 pub(crate) struct New<'a> {
@@ -52,7 +67,7 @@ impl Store<'_> {
         };
         let mut seen = self.seen(destination.id, batch, config)?;
         let connection = self.connection;
-        let mut insert = connection.prepare_cached(INSERT).map_err(error::sqlite)?;
+        let mut insert = Insert::new(connection)?;
         let mut results = Vec::with_capacity(batch.len());
         let mut taken = Vec::with_capacity(batch.len());
         for message in batch {
@@ -84,11 +99,11 @@ impl Store<'_> {
 
     /// Takes one message in, and gives its id.
     pub(crate) fn insert_one(&mut self, queue: i64, message: &New<'_>) -> Result<i64> {
-        let mut insert = self.connection.prepare_cached(INSERT).map_err(error::sqlite)?;
+        let mut insert = Insert::new(self.connection)?;
         self.insert(&mut insert, queue, message)
     }
 
-    fn insert(&mut self, insert: &mut CachedStatement<'_>, queue: i64, message: &New<'_>) -> Result<i64> {
+    fn insert(&mut self, insert: &mut Insert<'_>, queue: i64, message: &New<'_>) -> Result<i64> {
         let id = self.take_next()?;
         let envelope = message.envelope;
         let due = self.now.after(message.delay);
@@ -101,18 +116,22 @@ impl Store<'_> {
         };
         // Of what is delayed, too: somebody may be waiting for something later.
         self.woken.insert(queue);
+        let failed_attempts = message.failed_attempts;
         let history = message.history.filter(|history| !history.is_empty()).map(History::to_header);
         let mut bind = || {
-            insert.raw_bind_parameter(1, id)?;
-            insert.raw_bind_parameter(2, state)?;
-            insert.raw_bind_parameter(3, due.as_millis())?;
-            insert.raw_bind_parameter(4, message.failed_attempts)?;
-            insert.raw_bind_parameter(5, queue)?;
-            insert.raw_bind_parameter(6, rank(envelope))?;
-            insert.raw_bind_parameter(7, due.as_millis())?;
-            insert.raw_bind_parameter(8, history.as_deref())?;
-            codec::bind(insert, 9, envelope)?;
-            insert.raw_execute()
+            let Insert { line, message } = insert;
+            line.raw_bind_parameter(1, id)?;
+            line.raw_bind_parameter(2, queue)?;
+            line.raw_bind_parameter(3, state)?;
+            line.raw_bind_parameter(4, due.as_millis())?;
+            line.raw_bind_parameter(5, rank(envelope))?;
+            line.raw_bind_parameter(6, failed_attempts)?;
+            line.raw_bind_parameter(7, envelope.ordering_key.as_deref())?;
+            line.raw_bind_parameter(8, history.as_deref())?;
+            line.raw_execute()?;
+            message.raw_bind_parameter(1, id)?;
+            codec::bind(message, 2, envelope)?;
+            message.raw_execute()
         };
         bind().map_err(error::sqlite)?;
         self.count(queue, 1);

@@ -14,18 +14,17 @@ pub(crate) const APPLICATION_ID: i32 = 0x546C_3031;
 /// What makes each version of the one before it. Those that were released never change.
 const MIGRATIONS: &[&str] = &[include_str!("schema/1.sql")];
 
-/// A message's state. All but one byte long as SQLite stores it (0 and 1 take none): a row that is claimed is then
-/// overwritten in its place, however large its payload.
+/// Where a message stands.
 pub(crate) mod state {
     /// Can be claimed.
-    pub(crate) const READY: i64 = 2;
+    pub(crate) const READY: i64 = 0;
     /// Waits for an earlier message of its key.
-    pub(crate) const BEHIND: i64 = 3;
-    // 4 is only ever written in SQL: delivered, and not settled; `due` is when its lease ends.
+    pub(crate) const BEHIND: i64 = 1;
+    // 2 is only ever written in SQL: delivered, and not settled; `due` is when its lease ends.
     /// Waits in its place for its retry, which is `due`; it keeps its key's later messages behind.
-    pub(crate) const HELD: i64 = 5;
+    pub(crate) const HELD: i64 = 3;
     /// Takes its place at the end of the queue when it is `due`.
-    pub(crate) const DELAYED: i64 = 6;
+    pub(crate) const DELAYED: i64 = 4;
 }
 
 /// What a database holds of ours.
@@ -160,8 +159,7 @@ mod tests {
         let mut connection = Connection::open(&path).unwrap();
         connection.pragma_update(None, "journal_mode", "wal").unwrap();
         migrate(&mut connection).unwrap();
-        let row = "INSERT INTO throughline_messages (id, state, due, generation, failed_attempts, queue, rank, place, \
-                   enqueued) VALUES (1, 2, 0, 256, 0, 1, 255, 1, 0)";
+        let row = "INSERT INTO throughline_messages (id) VALUES (1)";
         connection.execute(row, []).unwrap();
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "schema::tests::migrates_for_ever", "--ignored"])

@@ -16,7 +16,7 @@ use crate::store::Store;
 /// What may be settled: this delivery, as long as its lease runs.
 macro_rules! ours {
     () => {
-        "WHERE id = ?1 AND generation = ?2 AND state = 4 AND due > ?3"
+        "WHERE id = ?1 AND receive_count = ?2 AND state = 2 AND due > ?3"
     };
 }
 
@@ -49,21 +49,21 @@ impl Store<'_> {
 
     /// Lets leases end that long from now, with an answer for each.
     pub(crate) fn extend(&mut self, tokens: &[Token], by: Duration) -> Result<Vec<Result<()>>> {
-        const SQL: &str = concat!("UPDATE throughline_messages SET due = ?4 ", ours!());
+        const SQL: &str = concat!("UPDATE throughline_line SET due = ?4 ", ours!());
         let due = self.now.after(by).as_millis();
         let extend = |token: &Token| {
-            let (id, generation, _) = of_token(*token);
-            let extended = self.execute(SQL, [id, generation, self.now.as_millis(), due])? > 0;
+            let (id, count, _) = of_token(*token);
+            let extended = self.execute(SQL, [id, count, self.now.as_millis(), due])? > 0;
             Ok(if extended { Ok(()) } else { Err(stale()) })
         };
         tokens.iter().map(extend).collect()
     }
 
     fn ack(&mut self, queue: i64, token: Token) -> Result<bool> {
-        const PLAIN: &str = concat!("DELETE FROM throughline_messages ", ours!());
-        const KEYED: &str = concat!("DELETE FROM throughline_messages ", ours!(), " RETURNING key");
-        let (id, generation, keyed) = of_token(token);
-        let parameters = [id, generation, self.now.as_millis()];
+        const PLAIN: &str = concat!("DELETE FROM throughline_line ", ours!());
+        const KEYED: &str = concat!("DELETE FROM throughline_line ", ours!(), " RETURNING key");
+        let (id, count, keyed) = of_token(token);
+        let parameters = [id, count, self.now.as_millis()];
         if !keyed {
             let acked = self.execute(PLAIN, parameters)? > 0;
             if acked {
@@ -85,13 +85,13 @@ impl Store<'_> {
     /// Back to its place, as it was.
     fn release(&mut self, queue: i64, token: Token) -> Result<bool> {
         const SQL: &str = concat!(
-            "UPDATE throughline_messages AS m SET state = CASE WHEN key IS NULL OR NOT EXISTS \
-             (SELECT 1 FROM throughline_messages e WHERE e.queue = m.queue AND e.key = m.key AND e.key IS NOT NULL \
-              AND e.state <= 5 AND e.place < m.place) THEN 2 ELSE 3 END ",
+            "UPDATE throughline_line AS m SET state = CASE WHEN key IS NULL OR NOT EXISTS \
+             (SELECT 1 FROM throughline_line e WHERE e.queue = m.queue AND e.key = m.key AND e.key IS NOT NULL \
+              AND e.state <= 3 AND e.place < m.place) THEN 0 ELSE 1 END ",
             ours!()
         );
-        let (id, generation, _) = of_token(token);
-        let released = self.execute(SQL, [id, generation, self.now.as_millis()])? > 0;
+        let (id, count, _) = of_token(token);
+        let released = self.execute(SQL, [id, count, self.now.as_millis()])? > 0;
         if released {
             self.woken.insert(queue);
         }
@@ -101,11 +101,11 @@ impl Store<'_> {
     /// Back with its failure: one of a key in its place, any other at the end of the queue.
     fn retry(&mut self, queue: i64, token: Token, after: Duration, history: &Arc<History>) -> Result<bool> {
         const SQL: &str = concat!(
-            "UPDATE throughline_messages SET state = ?4, due = ?5, enqueued = ?5, place = coalesce(?6, place), \
+            "UPDATE throughline_line SET state = ?4, due = ?5, enqueued = ?5, place = coalesce(?6, place), \
              history = ?7, failed_attempts = failed_attempts + 1 ",
             ours!()
         );
-        let (id, generation, keyed) = of_token(token);
+        let (id, count, keyed) = of_token(token);
         let (state, place) = match (keyed, after.is_zero()) {
             (true, true) => (state::READY, None),
             (true, false) => (state::HELD, None),
@@ -113,7 +113,7 @@ impl Store<'_> {
             (false, false) => (state::DELAYED, None),
         };
         let (now, due) = (self.now.as_millis(), self.now.after(after).as_millis());
-        let parameters = params![id, generation, now, state, due, place, history.to_header()];
+        let parameters = params![id, count, now, state, due, place, history.to_header()];
         let retried = self.execute(SQL, parameters)? > 0;
         if retried {
             self.woken.insert(queue);
@@ -130,16 +130,16 @@ impl Store<'_> {
         config: &Config,
         dead_letters: &str,
     ) -> Result<bool> {
-        const KEY: &str = concat!("SELECT key FROM throughline_messages ", ours!());
-        const MOVE: &str = "UPDATE throughline_messages SET id = ?2, place = ?2, queue = ?3, state = ?4, enqueued = ?5, \
-                            due = ?5, generation = 256, history = ?6, failed_attempts = failed_attempts + 1, \
+        const KEY: &str = concat!("SELECT key FROM throughline_line ", ours!());
+        const MOVE: &str = "UPDATE throughline_line SET id = ?2, place = ?2, queue = ?3, state = ?4, enqueued = ?5, \
+                            due = ?5, receive_count = 0, history = ?6, failed_attempts = failed_attempts + 1, \
                             dead_letter_source = ?7, dead_letter_reason = ?8 WHERE id = ?1";
-        let (id, generation, _) = of_token(token);
+        let (id, count, _) = of_token(token);
         let now = self.now.as_millis();
         let key: Option<Option<Vec<u8>>> = self
             .connection
             .prepare_cached(KEY)
-            .and_then(|mut statement| statement.query_row([id, generation, now], |row| row.get(0)).optional())
+            .and_then(|mut statement| statement.query_row([id, count, now], |row| row.get(0)).optional())
             .map_err(error::sqlite)?;
         let Some(key) = key else { return Ok(false) };
         let graveyard = self.queue("", dead_letters, "dead-letter queue", config)?;
@@ -149,6 +149,7 @@ impl Store<'_> {
         let place = self.take_next()?;
         let header = history.to_header();
         let source = config.source_name();
+        self.execute("UPDATE throughline_messages SET id = ?2 WHERE id = ?1", [id, place])?;
         self.execute(MOVE, params![id, place, graveyard.id, state, now, header, source, reason])?;
         self.count(queue, -1);
         self.count(graveyard.id, 1);

@@ -152,10 +152,10 @@ impl<'a> Store<'a> {
             .and_then(|mut statement| statement.query_row([], |row| row.get(0)).optional())
             .map_err(error::sqlite)?;
         let Some(queue) = queue else { return Ok(false) };
-        for which in ["state <= 3", "state >= 4"] {
+        for which in ["state <= 1", "state >= 2"] {
             let sql = format!(
-                "DELETE FROM throughline_messages WHERE id IN \
-                 (SELECT id FROM throughline_messages WHERE queue = ?1 AND {which} LIMIT ?2)"
+                "DELETE FROM throughline_line WHERE id IN \
+                 (SELECT id FROM throughline_line WHERE queue = ?1 AND {which} LIMIT ?2)"
             );
             if self.execute(&sql, [queue, PIECE])? > 0 {
                 return Ok(true);
@@ -172,14 +172,14 @@ impl<'a> Store<'a> {
         self.wake_due(queue)?;
         let mut purged = 0;
         for state in [state::READY, state::BEHIND] {
-            let sql = "DELETE FROM throughline_messages WHERE id IN (SELECT id FROM throughline_messages \
-                       WHERE queue = ?1 AND state = ?2 AND state <= 3 AND place < ?3 LIMIT ?4)";
+            let sql = "DELETE FROM throughline_line WHERE id IN (SELECT id FROM throughline_line \
+                       WHERE queue = ?1 AND state = ?2 AND state <= 1 AND place < ?3 LIMIT ?4)";
             purged += self.execute(sql, [queue, state, before, PIECE])?;
         }
         // What was published meanwhile may have waited for one of these.
-        let sql = "UPDATE throughline_messages AS m SET state = 2 WHERE queue = ?1 AND state = 3 AND state <= 3 \
-                   AND NOT EXISTS (SELECT 1 FROM throughline_messages e WHERE e.queue = m.queue AND e.key = m.key \
-                                   AND e.key IS NOT NULL AND e.state <= 5 AND e.place < m.place)";
+        let sql = "UPDATE throughline_line AS m SET state = 0 WHERE queue = ?1 AND state = 1 AND state <= 1 \
+                   AND NOT EXISTS (SELECT 1 FROM throughline_line e WHERE e.queue = m.queue AND e.key = m.key \
+                                   AND e.key IS NOT NULL AND e.state <= 3 AND e.place < m.place)";
         if purged > 0 && self.execute(sql, [queue])? > 0 {
             self.woken.insert(queue);
         }

@@ -22,11 +22,15 @@ fn put_foreign(to: &Address) -> Result<()> {
         connection.busy_timeout(std::time::Duration::from_secs(10))?;
         connection.execute_batch("BEGIN IMMEDIATE; UPDATE throughline_meta SET next = next + 1")?;
         connection.execute(
-            "INSERT INTO throughline_messages (id, place, state, due, generation, failed_attempts, queue, rank, enqueued, \
-             time, priority, traceparent, headers, history, payload) \
-             SELECT next - 1, next - 1, 2, 0, 256, 0, (SELECT id FROM throughline_queues WHERE name = ?1 AND deleted = 0), \
-             255, 0, 'noon', 'high', x'ff00', '{\"h\":', 'not a history', 'foreign' FROM throughline_meta",
+            "INSERT INTO throughline_line (id, place, state, due, queue, rank, enqueued, key, history) \
+             SELECT next - 1, next - 1, 0, 0, (SELECT id FROM throughline_queues WHERE name = ?1 AND deleted = 0), 255, 0, \
+             NULL, 'not a history' FROM throughline_meta",
             [to.option("queue")],
+        )?;
+        connection.execute(
+            "INSERT INTO throughline_messages (id, time, priority, traceparent, headers, payload) \
+             SELECT next - 1, 'noon', 'high', x'ff00', '{\"h\":', 'foreign' FROM throughline_meta",
+            [],
         )?;
         connection.execute_batch("COMMIT")
     };

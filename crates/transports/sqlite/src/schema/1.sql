@@ -17,18 +17,30 @@ CREATE TABLE throughline_queues (
 );
 CREATE UNIQUE INDEX throughline_queues_by_name ON throughline_queues (topic, name) WHERE deleted = 0;
 
-CREATE TABLE throughline_messages (
-    id INTEGER PRIMARY KEY,
-    -- What a claim changes comes first, and keeps its length.
-    state INTEGER NOT NULL,            -- 2 ready, 3 behind its key, 4 leased, 5 held for its retry, 6 delayed
-    due INTEGER NOT NULL,              -- when that ends, in ms since the epoch
-    generation INTEGER NOT NULL,       -- 256 + how often it was delivered
-    failed_attempts INTEGER NOT NULL,
+-- Where each message stands: what claims and settlements change, in small rows, so that they write little.
+CREATE TABLE throughline_line (
+    id INTEGER PRIMARY KEY,            -- of the message
     queue INTEGER NOT NULL,
+    state INTEGER NOT NULL,            -- 0 ready, 1 behind its key, 2 leased, 3 held for its retry, 4 delayed
+    due INTEGER NOT NULL,              -- when that ends, in ms since the epoch
     rank INTEGER NOT NULL,             -- 255 - priority: the lowest goes first
     place INTEGER NOT NULL,            -- in the order of the queue
+    receive_count INTEGER NOT NULL DEFAULT 0,
+    failed_attempts INTEGER NOT NULL DEFAULT 0,
     enqueued INTEGER NOT NULL,         -- when this hop began, a delay added
     key BLOB,                          -- the ordering key
+    history TEXT,                      -- the failures so far, as JSON
+    dead_letter_source TEXT,           -- where it was rejected
+    dead_letter_reason TEXT
+);
+-- Each holds only what it is asked for: no claim, settlement or expiry looks at the rest of the queue.
+CREATE INDEX throughline_ready ON throughline_line (queue, state, rank, place) WHERE state <= 1;
+CREATE INDEX throughline_due ON throughline_line (queue, due) WHERE state >= 2;
+CREATE INDEX throughline_keys ON throughline_line (queue, key, place) WHERE key IS NOT NULL AND state <= 3;
+
+-- The messages themselves, which never change.
+CREATE TABLE throughline_messages (
+    id INTEGER PRIMARY KEY,
     message_id TEXT,
     id_origin INTEGER,
     type TEXT,
@@ -45,15 +57,11 @@ CREATE TABLE throughline_messages (
     tracestate TEXT,
     baggage TEXT,
     headers TEXT,                      -- all others, as JSON
-    history TEXT,                      -- the failures so far, as JSON
-    dead_letter_source TEXT,           -- where it was rejected
-    dead_letter_reason TEXT,
     payload BLOB                       -- NULL is a tombstone
 );
--- Each holds only what it is asked for: no claim, settlement or expiry looks at the rest of the queue.
-CREATE INDEX throughline_ready ON throughline_messages (queue, state, rank, place) WHERE state <= 3;
-CREATE INDEX throughline_due ON throughline_messages (queue, due) WHERE state >= 4;
-CREATE INDEX throughline_keys ON throughline_messages (queue, key, place) WHERE key IS NOT NULL AND state <= 5;
+CREATE TRIGGER throughline_leaves AFTER DELETE ON throughline_line BEGIN
+    DELETE FROM throughline_messages WHERE id = OLD.id;
+END;
 
 -- Runs of a publisher's operations, by their last: one row a publisher, as a rule.
 CREATE TABLE throughline_operations (
