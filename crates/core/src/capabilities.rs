@@ -290,11 +290,11 @@ pub const SQLITE: Capabilities = Capabilities {
     key_pipeline: KeyPipeline::Safe,
     publish_calls: 1,
     limits: Limits {
-        // Ours: SQLite takes rows of 10^9 bytes (SQLITE_MAX_LENGTH), but each is held in memory and written twice.
-        payload_bytes: Some(64 * 1024 * 1024),
+        // Ours: SQLite takes rows of 10^9 bytes (SQLITE_MAX_LENGTH), but whatever else waits for the file waits for each.
+        payload_bytes: Some(16 * 1024 * 1024),
         header_bytes: None,
         batch_entries: 1000,
-        batch_bytes: Some(16 * 1024 * 1024),
+        batch_bytes: Some(4 * 1024 * 1024),
         delay: None,
     },
 };

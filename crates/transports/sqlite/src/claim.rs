@@ -19,15 +19,17 @@ use crate::store::Store;
 /// The ready messages of a queue, the next one first.
 const READY: &str = concat!(
     "SELECT l.id, l.receive_count, l.failed_attempts, l.enqueued, l.history, l.dead_letter_source, l.dead_letter_reason, \
-     l.key, ",
+     l.key, l.rank, l.place, ",
     envelope_columns!(),
     " FROM throughline_line l LEFT JOIN throughline_messages m ON m.id = l.id \
      WHERE l.queue = ?1 AND l.state = ?2 AND l.state <= 1 ORDER BY l.rank, l.place LIMIT ?3"
 );
-const AT: usize = 8;
+const AT: usize = 10;
 
-const LEASE: &str =
-    "UPDATE throughline_line SET state = 2, due = ?1, receive_count = receive_count + 1 WHERE id = ?2";
+/// All that come no later than the last one that was read.
+const LEASE: &str = "UPDATE throughline_line INDEXED BY throughline_ready \
+                     SET state = 2, due = ?1, receive_count = receive_count + 1 \
+                     WHERE queue = ?2 AND state = ?3 AND state <= 1 AND (rank, place) <= (?4, ?5)";
 
 /// When something of a queue is due: a lease ends, a delay is over.
 const NEXT_DUE: &str =
@@ -82,6 +84,8 @@ struct Stored {
     receive_count: i64,
     delivery: Delivery,
     is_dead_letter: bool,
+    /// Rank and place.
+    at: (i64, i64),
 }
 
 impl Stored {
@@ -97,7 +101,7 @@ impl Stored {
         delivery.history = codec::history(row.get_ref(4)?).map(Arc::new);
         delivery.receive_count = u32::try_from(receive_count).ok();
         delivery.native = is_dead_letter.then(|| Arc::new(DeadLetter(details)) as Arc<dyn Native>);
-        Ok(Self { id, receive_count, delivery, is_dead_letter })
+        Ok(Self { id, receive_count, delivery, is_dead_letter, at: (row.get(8)?, row.get(9)?) })
     }
 
     fn is_expired(&self, now: Timestamp) -> bool {
@@ -183,18 +187,18 @@ impl Store<'_> {
                 if stored.is_empty() {
                     break;
                 }
-                let connection = self.connection;
-                let mut lease = connection.prepare_cached(LEASE).map_err(error::sqlite)?;
-                for stored in stored {
-                    if stored.is_expired(self.now) {
-                        expired += 1;
-                        self.drop_expired(claim.queue, stored.id, &stored.delivery.envelope)?;
-                        continue;
-                    }
-                    lease.execute([due.as_millis(), stored.id]).map_err(error::sqlite)?;
-                    bytes += stored.delivery.envelope.payload_len();
-                    claimed.deliveries.push(stored.leased(until));
+                // Those that have expired go first, so that the rest is one range.
+                let (gone, stored): (Vec<_>, Vec<_>) =
+                    stored.into_iter().partition(|stored| stored.is_expired(self.now));
+                for stored in gone {
+                    expired += 1;
+                    self.drop_expired(claim.queue, stored.id, &stored.delivery.envelope)?;
                 }
+                let Some(last) = stored.last() else { continue };
+                let (rank, place) = last.at;
+                self.execute(LEASE, [due.as_millis(), claim.queue, *state, rank, place])?;
+                bytes += stored.iter().map(|stored| stored.delivery.envelope.payload_len()).sum::<usize>();
+                claimed.deliveries.extend(stored.into_iter().map(|stored| stored.leased(until)));
             }
         }
         claimed.next = self.next_due(claim.queue)?;
@@ -232,6 +236,7 @@ impl Store<'_> {
 
     fn drop_expired(&mut self, queue: i64, id: i64, envelope: &Envelope) -> Result<()> {
         self.execute("DELETE FROM throughline_line WHERE id = ?1", [id])?;
+        self.execute("DELETE FROM throughline_messages WHERE id = ?1", [id])?;
         self.count(queue, -1);
         if let Some(key) = &envelope.ordering_key {
             self.promote(queue, key)?;

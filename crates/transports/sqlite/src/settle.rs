@@ -29,22 +29,55 @@ impl Store<'_> {
         batch: &[(Token, Settlement)],
     ) -> Result<Vec<Result<()>>> {
         let mut results = Vec::with_capacity(batch.len());
-        for (token, settlement) in batch {
-            let settled = match settlement {
-                Settlement::Ack => self.ack(queue, *token)?,
-                Settlement::Release => self.release(queue, *token)?,
-                Settlement::Retry { after, history } => self.retry(queue, *token, *after, history)?,
-                Settlement::Reject { history } => match &config.dead_letter {
-                    Some(dead_letters) => self.reject(queue, *token, history, config, dead_letters)?,
-                    None => {
-                        results.push(Err(no_dead_letter()));
-                        continue;
-                    }
-                },
-            };
-            results.push(if settled { Ok(()) } else { Err(stale()) });
+        for run in batch.chunk_by(follow) {
+            if run.len() > 1 && self.ack_run(queue, run)? {
+                results.extend(run.iter().map(|_| Ok(())));
+                continue;
+            }
+            for (token, settlement) in run {
+                results.push(self.settle_one(queue, config, *token, settlement)?);
+            }
         }
         Ok(results)
+    }
+
+    fn settle_one(
+        &mut self,
+        queue: i64,
+        config: &Config,
+        token: Token,
+        settlement: &Settlement,
+    ) -> Result<Result<()>> {
+        let settled = match settlement {
+            Settlement::Ack => self.ack(queue, token)?,
+            Settlement::Release => self.release(queue, token)?,
+            Settlement::Retry { after, history } => self.retry(queue, token, *after, history)?,
+            Settlement::Reject { history } => match &config.dead_letter {
+                Some(dead_letters) => self.reject(queue, token, history, config, dead_letters)?,
+                None => return Ok(Err(no_dead_letter())),
+            },
+        };
+        Ok(if settled { Ok(()) } else { Err(stale()) })
+    }
+
+    /// Acks messages whose ids follow each other, together; unless one of them is not ours any more.
+    fn ack_run(&mut self, queue: i64, run: &[(Token, Settlement)]) -> Result<bool> {
+        const OURS: &str = "SELECT count(*) FROM throughline_line WHERE id BETWEEN ?1 AND ?2 AND receive_count = ?3 \
+                            AND state = 2 AND due > ?4";
+        let (Some((first, _)), Some((last, _))) = (run.first(), run.last()) else { return Ok(true) };
+        let ((first, count, _), (last, ..)) = (of_token(*first), of_token(*last));
+        let mut ours = self.connection.prepare_cached(OURS).map_err(error::sqlite)?;
+        let ours: i64 = ours
+            .query_row([first, last, count, self.now.as_millis()], |row| row.get(0))
+            .map_err(error::sqlite)?;
+        let all = i64::try_from(run.len()).unwrap_or(i64::MAX);
+        if ours != all {
+            return Ok(false);
+        }
+        self.execute("DELETE FROM throughline_line WHERE id BETWEEN ?1 AND ?2", [first, last])?;
+        self.execute("DELETE FROM throughline_messages WHERE id BETWEEN ?1 AND ?2", [first, last])?;
+        self.count(queue, -all);
+        Ok(true)
     }
 
     /// Lets leases end that long from now, with an answer for each.
@@ -67,7 +100,7 @@ impl Store<'_> {
         if !keyed {
             let acked = self.execute(PLAIN, parameters)? > 0;
             if acked {
-                self.count(queue, -1);
+                self.left(queue, id)?;
             }
             return Ok(acked);
         }
@@ -77,9 +110,16 @@ impl Store<'_> {
             .and_then(|mut statement| statement.query_row(parameters, |row| row.get(0)).optional())
             .map_err(error::sqlite)?;
         let Some(key) = key else { return Ok(false) };
-        self.count(queue, -1);
+        self.left(queue, id)?;
         self.promote(queue, &key)?;
         Ok(true)
+    }
+
+    /// A message is out of its line: it goes, too.
+    fn left(&mut self, queue: i64, id: i64) -> Result<()> {
+        self.execute("DELETE FROM throughline_messages WHERE id = ?1", [id])?;
+        self.count(queue, -1);
+        Ok(())
     }
 
     /// Back to its place, as it was.
@@ -159,6 +199,13 @@ impl Store<'_> {
         }
         Ok(true)
     }
+}
+
+/// Whether two settlements are acks of messages without a key, one directly after the other: they can be done as one.
+fn follow(one: &(Token, Settlement), next: &(Token, Settlement)) -> bool {
+    let ((token, Settlement::Ack), (after, Settlement::Ack)) = (one, next) else { return false };
+    let ((id, count, keyed), (next, counted, next_keyed)) = (of_token(*token), of_token(*after));
+    !keyed && !next_keyed && count == counted && id.checked_add(1) == Some(next)
 }
 
 fn stale() -> Error {

@@ -17,7 +17,7 @@ use crate::store::Store;
 
 /// So much goes into one transaction at most.
 const JOBS: usize = 256;
-const BYTES: usize = 32 * 1024 * 1024;
+const BYTES: usize = 8 * 1024 * 1024;
 
 /// How often other processes' commits are looked for while somebody waits: the first wait after something happened, and
 /// the longest, which each wait without news doubles up to.

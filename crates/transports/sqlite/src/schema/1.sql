@@ -59,9 +59,6 @@ CREATE TABLE throughline_messages (
     headers TEXT,                      -- all others, as JSON
     payload BLOB                       -- NULL is a tombstone
 );
-CREATE TRIGGER throughline_leaves AFTER DELETE ON throughline_line BEGIN
-    DELETE FROM throughline_messages WHERE id = OLD.id;
-END;
 
 -- Runs of a publisher's operations, by their last: one row a publisher, as a rule.
 CREATE TABLE throughline_operations (
