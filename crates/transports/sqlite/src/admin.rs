@@ -103,7 +103,8 @@ pub(crate) fn depth(connection: &Connection, queue: i64) -> rusqlite::Result<Dep
         Ok::<_, rusqlite::Error>(u64::try_from(count).unwrap_or(0))
     };
     let now = Timestamp::now().as_millis();
-    const READY: &str = "SELECT count(*) FROM throughline_line WHERE queue = ?1 AND state <= 1";
+    const READY: &str = "SELECT count(*) FROM throughline_line WHERE queue = ?1 AND state = 0";
+    const BEHIND: &str = "SELECT count(*) FROM throughline_line WHERE queue = ?1 AND state = 1";
     const DUE: &str = "SELECT count(*) FROM throughline_line WHERE queue = ?1 AND state >= 2 AND due <= ?2";
     const LEASED: &str =
         "SELECT count(*) FROM throughline_line WHERE queue = ?1 AND state >= 2 AND due > ?2 AND state = 2";
@@ -111,7 +112,7 @@ pub(crate) fn depth(connection: &Connection, queue: i64) -> rusqlite::Result<Dep
         "SELECT count(*) FROM throughline_line WHERE queue = ?1 AND state >= 2 AND due > ?2 AND state > 2";
     Ok(Depth {
         // What is due is ready to whoever asks next.
-        ready: count(READY, &[queue])? + count(DUE, &[queue, now])?,
+        ready: count(READY, &[queue])? + count(BEHIND, &[queue])? + count(DUE, &[queue, now])?,
         unsettled: Some(count(LEASED, &[queue, now])?),
         delayed: Some(count(LATER, &[queue, now])?),
     })

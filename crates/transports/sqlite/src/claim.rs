@@ -16,27 +16,67 @@ use crate::error;
 use crate::schema::state;
 use crate::store::Store;
 
-/// The ready messages of a queue, the next one first.
-const READY: &str = concat!(
-    "SELECT l.id, l.receive_count, l.failed_attempts, l.enqueued, l.history, l.dead_letter_source, l.dead_letter_reason, \
-     l.key, l.rank, l.place, ",
-    envelope_columns!(),
-    " FROM throughline_line l LEFT JOIN throughline_messages m ON m.id = l.id \
-     WHERE l.queue = ?1 AND l.state = ?2 AND l.state <= 1 ORDER BY l.rank, l.place LIMIT ?3"
-);
-const AT: usize = 10;
+/// The statements on the messages of one state. The state is written out: only so does SQLite use the index that has just
+/// these, in their order; with a parameter it would sort the whole queue for each claim.
+#[derive(Clone, Copy)]
+struct Lane {
+    /// The first ones.
+    select: &'static str,
+    /// Leases all that come no later than the last one that was read.
+    lease: &'static str,
+    /// Whether there is any.
+    any: &'static str,
+}
 
-/// All that come no later than the last one that was read.
-const LEASE: &str = "UPDATE throughline_line INDEXED BY throughline_ready \
-                     SET state = 2, due = ?1, receive_count = receive_count + 1 \
-                     WHERE queue = ?2 AND state = ?3 AND state <= 1 AND (rank, place) <= (?4, ?5)";
+macro_rules! lane {
+    ($state:literal, $index:literal) => {
+        Lane {
+            select: concat!(
+                "SELECT l.id, l.receive_count, l.failed_attempts, l.enqueued, l.history, l.dead_letter_source, \
+                 l.dead_letter_reason, l.key, l.rank, l.place, ",
+                envelope_columns!(),
+                " FROM throughline_line l LEFT JOIN throughline_messages m ON m.id = l.id WHERE l.queue = ?1 AND l.state = ",
+                $state,
+                " ORDER BY l.rank, l.place LIMIT ?2"
+            ),
+            lease: concat!(
+                "UPDATE throughline_line INDEXED BY ",
+                $index,
+                " SET state = 2, due = ?1, receive_count = receive_count + 1 WHERE queue = ?2 AND state = ",
+                $state,
+                " AND (rank, place) <= (?3, ?4)"
+            ),
+            any: concat!("SELECT 1 FROM throughline_line WHERE queue = ?1 AND state = ", $state, " LIMIT 1"),
+        }
+    };
+}
+
+/// The messages that can be claimed, and those that wait for an earlier one of their key.
+const READY: Lane = lane!("0", "throughline_ready");
+const BEHIND: Lane = lane!("1", "throughline_behind");
+
+/// Where the envelope's columns begin.
+const AT: usize = 10;
 
 /// When something of a queue is due: a lease ends, a delay is over.
 const NEXT_DUE: &str =
     "SELECT due FROM throughline_line WHERE queue = ?1 AND state >= 2 ORDER BY due LIMIT 1";
 
-const ANY_READY: &str =
-    "SELECT 1 FROM throughline_line WHERE queue = ?1 AND state = ?2 AND state <= 1 LIMIT 1";
+/// Ends leases and waits for a retry.
+const WAKE_IN_PLACE: &str = "UPDATE throughline_line AS m SET failed_attempts = failed_attempts + (state = 2), \
+                   state = CASE WHEN key IS NULL OR NOT EXISTS (SELECT 1 FROM throughline_line e \
+                     WHERE e.queue = m.queue AND e.key = m.key AND e.key IS NOT NULL AND e.state <= 3 \
+                     AND e.place < m.place) THEN 0 ELSE 1 END \
+                   WHERE id IN (SELECT id FROM throughline_line WHERE queue = ?1 AND state >= 2 AND due <= ?2 \
+                                AND state <> 4 ORDER BY due LIMIT ?3)";
+
+/// What takes its place at the end of the queue now.
+const WAKE_AT_THE_END: &str = "SELECT id, key FROM throughline_line WHERE queue = ?1 AND state >= 2 AND due <= ?2 AND state = 4 \
+                   ORDER BY due, id LIMIT ?3";
+
+/// Lets the first message of a key go, if it waits.
+const PROMOTE: &str = "UPDATE throughline_line SET state = 0 WHERE state = 1 AND id = (SELECT id FROM throughline_line \
+                   WHERE queue = ?1 AND key = ?2 AND key IS NOT NULL AND state <= 3 ORDER BY place LIMIT 1)";
 
 /// So many messages that are due, or have expired, are seen to in one transaction at most.
 const PIECE: i64 = 1000;
@@ -136,10 +176,10 @@ impl Claim {
     /// Answers without a transaction where there is nothing to claim.
     pub(crate) fn peek(&self, connection: &Connection) -> rusqlite::Result<Option<Claimed>> {
         let next = next_due(connection, self.queue)?;
-        let mut ready = connection.prepare_cached(ANY_READY)?;
+        let any_in = |lane: Lane| connection.prepare_cached(lane.any)?.exists([self.queue]);
         let is_due = next.is_some_and(|due| due <= Timestamp::now());
-        let any = self.order == Order::Any && ready.exists([self.queue, state::BEHIND])?;
-        if is_due || any || ready.exists([self.queue, state::READY])? {
+        let any = self.order == Order::Any && any_in(BEHIND)?;
+        if is_due || any || any_in(READY)? {
             return Ok(None);
         }
         let sql = "SELECT 1 FROM throughline_queues WHERE id = ?1 AND deleted = 0";
@@ -156,11 +196,11 @@ fn next_due(connection: &Connection, queue: i64) -> rusqlite::Result<Option<Time
 
 /// The ready messages, in the order in which they would be delivered, as they are.
 pub(crate) fn browse(connection: &Connection, queue: i64, max: usize) -> rusqlite::Result<Vec<Delivery>> {
-    let mut ready = connection.prepare_cached(READY)?;
     let mut all = Vec::new();
-    for state in [state::READY, state::BEHIND] {
+    for lane in [READY, BEHIND] {
+        let mut select = connection.prepare_cached(lane.select)?;
         let limit = i64::try_from(max - all.len()).unwrap_or(i64::MAX);
-        for stored in ready.query_map([queue, state, limit], Stored::read)? {
+        for stored in select.query_map([queue, limit], Stored::read)? {
             all.push(stored?.delivery);
         }
     }
@@ -177,13 +217,12 @@ impl Store<'_> {
         let (due, until) = (self.now.after(claim.lease), Instant::now() + claim.lease);
         let mut claimed = Claimed { deliveries: Vec::new(), next: None, more: false };
         // A PerKey consumer sees the first of each key only; any other sees those behind them, too.
-        let states: &[i64] =
-            if claim.order == Order::Any { &[state::READY, state::BEHIND] } else { &[state::READY] };
+        let lanes: &[Lane] = if claim.order == Order::Any { &[READY, BEHIND] } else { &[READY] };
         let (mut expired, mut bytes) = (0, 0);
-        for state in states {
+        for lane in lanes {
             while claimed.deliveries.len() < claim.max && bytes < claim.max_bytes && expired < PIECE {
                 let wanted = claim.max - claimed.deliveries.len();
-                let stored = self.ready(claim, *state, wanted)?;
+                let stored = self.ready(claim, *lane, wanted)?;
                 if stored.is_empty() {
                     break;
                 }
@@ -196,24 +235,24 @@ impl Store<'_> {
                 }
                 let Some(last) = stored.last() else { continue };
                 let (rank, place) = last.at;
-                self.execute(LEASE, [due.as_millis(), claim.queue, *state, rank, place])?;
+                self.execute(lane.lease, [due.as_millis(), claim.queue, rank, place])?;
                 bytes += stored.iter().map(|stored| stored.delivery.envelope.payload_len()).sum::<usize>();
                 claimed.deliveries.extend(stored.into_iter().map(|stored| stored.leased(until)));
             }
         }
         claimed.next = self.next_due(claim.queue)?;
         claimed.more = expired >= PIECE;
-        for state in states {
-            claimed.more = claimed.more || self.any_ready(claim.queue, *state)?;
+        for lane in lanes {
+            claimed.more = claimed.more || self.any_in(claim.queue, *lane)?;
         }
         Ok(claimed)
     }
 
     /// The next messages, as many as a claim may hold.
-    fn ready(&self, claim: Claim, state: i64, max: usize) -> Result<Vec<Stored>> {
+    fn ready(&self, claim: Claim, lane: Lane, max: usize) -> Result<Vec<Stored>> {
         let limit = i64::try_from(max).unwrap_or(i64::MAX);
-        let mut statement = self.connection.prepare_cached(READY).map_err(error::sqlite)?;
-        let mut rows = statement.query([claim.queue, state, limit]).map_err(error::sqlite)?;
+        let mut statement = self.connection.prepare_cached(lane.select).map_err(error::sqlite)?;
+        let mut rows = statement.query([claim.queue, limit]).map_err(error::sqlite)?;
         let (mut stored, mut bytes) = (Vec::with_capacity(max), 0);
         while bytes < claim.max_bytes
             && let Some(row) = rows.next().map_err(error::sqlite)?
@@ -225,9 +264,9 @@ impl Store<'_> {
         Ok(stored)
     }
 
-    fn any_ready(&self, queue: i64, state: i64) -> Result<bool> {
-        let mut statement = self.connection.prepare_cached(ANY_READY).map_err(error::sqlite)?;
-        statement.exists([queue, state]).map_err(error::sqlite)
+    fn any_in(&self, queue: i64, lane: Lane) -> Result<bool> {
+        let mut statement = self.connection.prepare_cached(lane.any).map_err(error::sqlite)?;
+        statement.exists([queue]).map_err(error::sqlite)
     }
 
     fn next_due(&self, queue: i64) -> Result<Option<Timestamp>> {
@@ -248,17 +287,9 @@ impl Store<'_> {
     pub(crate) fn wake_due(&mut self, queue: i64) -> Result<()> {
         let now = self.now.as_millis();
         // In their places: ahead of what came after them. One whose lease has ended has failed.
-        let sql = "UPDATE throughline_line AS m SET failed_attempts = failed_attempts + (state = 2), \
-                   state = CASE WHEN key IS NULL OR NOT EXISTS (SELECT 1 FROM throughline_line e \
-                     WHERE e.queue = m.queue AND e.key = m.key AND e.key IS NOT NULL AND e.state <= 3 \
-                     AND e.place < m.place) THEN 0 ELSE 1 END \
-                   WHERE id IN (SELECT id FROM throughline_line WHERE queue = ?1 AND state >= 2 AND due <= ?2 \
-                                AND state <> 4 ORDER BY due LIMIT ?3)";
-        let mut woken = self.execute(sql, [queue, now, PIECE])?;
+        let mut woken = self.execute(WAKE_IN_PLACE, [queue, now, PIECE])?;
         // At the end of the queue.
-        let sql = "SELECT id, key FROM throughline_line WHERE queue = ?1 AND state >= 2 AND due <= ?2 AND state = 4 \
-                   ORDER BY due, id LIMIT ?3";
-        let mut statement = self.connection.prepare_cached(sql).map_err(error::sqlite)?;
+        let mut statement = self.connection.prepare_cached(WAKE_AT_THE_END).map_err(error::sqlite)?;
         let delayed = statement.query_map([queue, now, PIECE], |row| {
             Ok((row.get::<_, i64>(0)?, row.get::<_, Option<Vec<u8>>>(1)?))
         });
@@ -282,11 +313,37 @@ impl Store<'_> {
 
     /// Lets the first message of a key go, if it waits: the one before it has left.
     pub(crate) fn promote(&mut self, queue: i64, key: &[u8]) -> Result<()> {
-        let sql = "UPDATE throughline_line SET state = 0 WHERE state = 1 AND id = (SELECT id FROM throughline_line \
-                   WHERE queue = ?1 AND key = ?2 AND key IS NOT NULL AND state <= 3 ORDER BY place LIMIT 1)";
-        if self.execute(sql, params![queue, key])? > 0 {
+        if self.execute(PROMOTE, params![queue, key])? > 0 {
             self.woken.insert(queue);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema;
+
+    /// However long the queue is: each statement finds what it is asked for by an index, and sorts nothing.
+    #[test]
+    fn no_statement_looks_at_the_whole_queue() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        schema::migrate(&mut connection).unwrap();
+        let statements =
+            [READY.select, READY.lease, READY.any, BEHIND.select, BEHIND.lease, BEHIND.any, NEXT_DUE];
+        for sql in
+            statements.into_iter().chain([crate::insert::IN_LINE, PROMOTE, WAKE_IN_PLACE, WAKE_AT_THE_END])
+        {
+            let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+            for parameter in 1..=plan.parameter_count() {
+                plan.raw_bind_parameter(parameter, 1).unwrap();
+            }
+            let mut rows = plan.raw_query();
+            while let Some(row) = rows.next().unwrap() {
+                let step: String = row.get(3).unwrap();
+                assert!(!step.contains("SCAN") && !step.contains("TEMP B-TREE"), "{sql}: {step}");
+            }
+        }
     }
 }

@@ -35,7 +35,7 @@ impl<'a> Insert<'a> {
 }
 
 /// Whether a message of the key is in line already.
-const IN_LINE: &str =
+pub(crate) const IN_LINE: &str =
     "SELECT 1 FROM throughline_line WHERE queue = ?1 AND key = ?2 AND key IS NOT NULL AND state <= 3 LIMIT 1";
 
 /// A message as it goes into its queue.

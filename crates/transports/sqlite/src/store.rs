@@ -8,7 +8,6 @@ use throughline_core::{Error, Result, Timestamp};
 
 use crate::config::{Config, Place};
 use crate::error;
-use crate::schema::state;
 use std::path::Path;
 
 /// A transaction under way.
@@ -153,7 +152,9 @@ impl<'a> Store<'a> {
             .map_err(error::sqlite)?;
         let Some(queue) = queue else { return Ok(false) };
         // In the order of an index, so that no piece looks at the whole.
-        for which in ["state <= 1 ORDER BY state, rank, place", "state >= 2 ORDER BY due"] {
+        for which in
+            ["state = 0 ORDER BY rank, place", "state = 1 ORDER BY rank, place", "state >= 2 ORDER BY due"]
+        {
             let piece = format!("SELECT id FROM throughline_line WHERE queue = ?1 AND {which} LIMIT ?2");
             if self.delete(&piece, &[queue, PIECE])? > 0 {
                 return Ok(true);
@@ -169,13 +170,14 @@ impl<'a> Store<'a> {
         const PIECE: i64 = 2000;
         self.wake_due(queue)?;
         let mut purged = 0;
-        for state in [state::READY, state::BEHIND] {
-            let piece = "SELECT id FROM throughline_line WHERE queue = ?1 AND state = ?2 AND state <= 1 AND place < ?3 \
-                         ORDER BY rank, place LIMIT ?4";
-            purged += self.delete(piece, &[queue, state, before, PIECE])?;
+        for state in ["state = 0", "state = 1"] {
+            let piece = format!(
+                "SELECT id FROM throughline_line WHERE queue = ?1 AND {state} AND place < ?2 ORDER BY rank, place LIMIT ?3"
+            );
+            purged += self.delete(&piece, &[queue, before, PIECE])?;
         }
         // What was published meanwhile may have waited for one of these.
-        let sql = "UPDATE throughline_line AS m SET state = 0 WHERE queue = ?1 AND state = 1 AND state <= 1 \
+        let sql = "UPDATE throughline_line AS m SET state = 0 WHERE queue = ?1 AND state = 1 \
                    AND NOT EXISTS (SELECT 1 FROM throughline_line e WHERE e.queue = m.queue AND e.key = m.key \
                                    AND e.key IS NOT NULL AND e.state <= 3 AND e.place < m.place)";
         if purged > 0 && self.execute(sql, [queue])? > 0 {

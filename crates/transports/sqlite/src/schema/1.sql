@@ -34,7 +34,8 @@ CREATE TABLE throughline_line (
     dead_letter_reason TEXT
 );
 -- Each holds only what it is asked for: no claim, settlement or expiry looks at the rest of the queue.
-CREATE INDEX throughline_ready ON throughline_line (queue, state, rank, place) WHERE state <= 1;
+CREATE INDEX throughline_ready ON throughline_line (queue, rank, place) WHERE state = 0;
+CREATE INDEX throughline_behind ON throughline_line (queue, rank, place) WHERE state = 1;
 CREATE INDEX throughline_due ON throughline_line (queue, due) WHERE state >= 2;
 CREATE INDEX throughline_keys ON throughline_line (queue, key, place) WHERE key IS NOT NULL AND state <= 3;
 
