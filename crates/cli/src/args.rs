@@ -18,6 +18,7 @@ const STYLES: Styles = Styles::styled()
 
 const AFTER_HELP: &str = "\
 Addresses:
+  sqlite:PATH?queue=NAME                           a file, for the processes of this machine: no broker needed
   amqp://user:pass@host:5672/vhost?queue=NAME      RabbitMQ (amqps:// for TLS)
   sqs://NAME[?region=…][&endpoint=URL]             Amazon SQS; also sqs:ARN and sqs:https://queue-url
   sns://TOPIC[?queue=NAME]                         Amazon SNS, consumed through a subscribed queue

@@ -281,6 +281,38 @@ pub const MEMORY: Capabilities = Capabilities {
     limits: Limits::NONE,
 };
 
+/// SQLite: one file, shared by the processes of a machine.
+pub const SQLITE: Capabilities = Capabilities {
+    transport: "sqlite",
+    system: "sqlite",
+    reach: Reach::Machine,
+    order: Level::Native,
+    delay: Level::Native,
+    deduplication: Level::Native,
+    priority: Level::Native,
+    expiry: Level::Native,
+    delivery_count: Level::Native,
+    dead_letter: Level::Native,
+    fan_out: Level::Native,
+    unroutable: Level::Native,
+    browse: Browse::Native,
+    settle: SettleMeaning::Confirmed,
+    // In its place, with its history.
+    retry: RetryMeans::Republish,
+    lease: Lease::Renewable(None),
+    // A call returns with its transaction; the next one comes after it.
+    key_pipeline: KeyPipeline::Safe,
+    publish_calls: 1,
+    limits: Limits {
+        // Ours: SQLite takes rows of 10^9 bytes (SQLITE_MAX_LENGTH), but whatever else waits for the file waits for each.
+        payload_bytes: Some(16 * 1024 * 1024),
+        header_bytes: None,
+        batch_entries: 1000,
+        batch_bytes: Some(4 * 1024 * 1024),
+        delay: None,
+    },
+};
+
 /// RabbitMQ, with quorum queues, over AMQP 0.9.1.
 pub const RABBITMQ: Capabilities = Capabilities {
     transport: "rabbitmq",

@@ -480,7 +480,7 @@ impl Shared {
             links: creation.as_ref().and_then(trace::link).into_iter().collect(),
         });
         if creation.is_none() {
-            self.carry(span.as_ref(), parent, message);
+            trace::carry(span.as_ref(), parent, &mut message.envelope);
         }
         span
     }
@@ -503,7 +503,7 @@ impl Shared {
                 attributes: self.message_attributes("create", "create", &message.envelope),
                 links: Vec::new(),
             });
-            self.carry(create.as_ref(), parent, message);
+            trace::carry(create.as_ref(), parent, &mut message.envelope);
             traced = create.is_some();
             if let Some(create) = create {
                 links.extend(trace::link(create.span().span_context()));
@@ -520,19 +520,6 @@ impl Shared {
             let name = format!("publish {}", self.driver.endpoint().destination).into();
             Description { name, attributes, links }
         })
-    }
-
-    /// Puts the span's context, or without a tracer the one to forward, into the envelope.
-    fn carry(&self, span: Option<&Context>, current: &Context, message: &mut Outgoing) {
-        match span {
-            Some(span) => {
-                trace::inject_new(span, &mut Arc::make_mut(&mut message.envelope).headers);
-            }
-            None if trace::can_forward(current) => {
-                trace::forward(current, &mut Arc::make_mut(&mut message.envelope).headers);
-            }
-            None => {}
-        }
     }
 
     fn span_name(&self, operation: &str, envelope: &Envelope) -> std::borrow::Cow<'static, str> {

@@ -9,6 +9,7 @@
 //! then links to it. One whose `traceparent` is not valid counts as carrying none.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
@@ -20,6 +21,8 @@ use opentelemetry::trace::{
 };
 use opentelemetry::{Context, KeyValue, global};
 
+use crate::capabilities::Capabilities;
+use crate::driver::Endpoint;
 use crate::envelope::Envelope;
 use crate::error::Error;
 use crate::headers::{BAGGAGE, HeaderValue, Headers, TRACE_HEADERS, TRACEPARENT, TRACESTATE};
@@ -214,6 +217,54 @@ pub(crate) fn forward(context: &Context, headers: &mut Headers) -> bool {
 /// Whether [`forward`] would find anything, so that an envelope that is shared is not copied for nothing.
 pub(crate) fn can_forward(context: &Context) -> bool {
     context.get::<Forwarded>().is_some() || context.span().span_context().is_valid()
+}
+
+/// Puts a message's span, or without a tracer the context to forward, into its headers.
+pub(crate) fn carry(span: Option<&Context>, current: &Context, envelope: &mut Arc<Envelope>) {
+    match span {
+        Some(span) => inject_new(span, &mut Arc::make_mut(envelope).headers),
+        None if can_forward(current) => {
+            forward(current, &mut Arc::make_mut(envelope).headers);
+        }
+        None => {}
+    }
+}
+
+/// The send span of a message that an adapter takes without a [`Publisher`](crate::Publisher), as an outbox does: the same
+/// span, and the same context in the message's headers.
+#[must_use = "end it with the outcome"]
+#[derive(Debug)]
+pub struct SendSpan(Option<Context>);
+
+impl SendSpan {
+    /// Starts it below the current context, and lets the envelope carry it, unless that carries a context already: then
+    /// it links to that.
+    pub fn start(envelope: &mut Arc<Envelope>, capabilities: &Capabilities, endpoint: &Endpoint) -> Self {
+        let current = Context::current();
+        let creation = creation_context(&envelope.headers);
+        let kind = if creation.is_some() { SpanKind::Client } else { SpanKind::Producer };
+        let span = start(&current, kind, None, || {
+            let subject = envelope.message_type.as_ref().unwrap_or(&endpoint.destination);
+            let mut attributes = attribute::of_endpoint(capabilities, endpoint);
+            attributes.extend_from_slice(&endpoint.attributes);
+            attributes.push(KeyValue::new(attribute::OPERATION_TYPE, "send"));
+            attributes.push(KeyValue::new(attribute::OPERATION_NAME, "publish"));
+            add_envelope_attributes(&mut attributes, envelope);
+            let links = creation.as_ref().and_then(link).into_iter().collect();
+            Description { name: format!("publish {subject}").into(), attributes, links }
+        });
+        if creation.is_none() {
+            carry(span.as_ref(), &current, envelope);
+        }
+        Self(span)
+    }
+
+    /// Ends it, with the error where there is one.
+    pub fn end(self, error: Option<&Error>) {
+        if let Some(span) = &self.0 {
+            end(span, error);
+        }
+    }
 }
 
 /// [`inject`], into a message that carries no (valid) context: what is left of a foreign one goes, and the message's own

@@ -29,6 +29,7 @@ fn configured(address: &Address) -> Vec<Error> {
     errors.extend(throughline_sqs::fuzzing::configure(address));
     errors.extend(throughline_sns::fuzzing::configure(address));
     errors.extend(throughline_eventbridge::fuzzing::configure(address));
+    errors.extend(throughline_sqlite::fuzzing::configure(address));
     let names: Vec<_> = address.options().map(|(name, _)| name.to_owned()).collect();
     for name in names {
         errors.extend(address.duration(&name).err());
@@ -56,6 +57,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         "sqlite:/var/x.db?queue=q",
         // Only a value can be a URL, which keeps its '@'.
         "amqp://h/v?a://b%40c=d",
+        "sqlite:///var/x.db?topic=t&queue=q&dead_letter=d&max_length=9&dedupe=1m&synchronous=normal",
     ])
 }
 

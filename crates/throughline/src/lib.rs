@@ -44,5 +44,7 @@ pub use throughline_memory as memory;
 pub use throughline_rabbitmq as rabbitmq;
 #[cfg(feature = "sns")]
 pub use throughline_sns as sns;
+#[cfg(feature = "sqlite")]
+pub use throughline_sqlite as sqlite;
 #[cfg(feature = "sqs")]
 pub use throughline_sqs as sqs;

@@ -16,6 +16,8 @@ pub fn registrations() -> impl Iterator<Item = &'static Registration> {
         &throughline_rabbitmq::REGISTRATION,
         #[cfg(feature = "sns")]
         &throughline_sns::REGISTRATION,
+        #[cfg(feature = "sqlite")]
+        &throughline_sqlite::REGISTRATION,
         #[cfg(feature = "sqs")]
         &throughline_sqs::REGISTRATION,
     ]

@@ -1,0 +1,349 @@
+//! Handing messages out: those that are ready, in their order, on a lease.
+
+use std::any::Any;
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use opentelemetry::KeyValue;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use throughline_core::driver::{Clock, Delivery, Native, Token};
+use throughline_core::{Envelope, HeaderValue, Order, Result, Timestamp};
+use tokio::time::Instant;
+
+use crate::codec::{self, envelope_columns};
+use crate::error;
+use crate::schema::state;
+use crate::store::Store;
+
+/// The statements on the messages of one state. The state is written out: only so does SQLite use the index that has just
+/// these, in their order; with a parameter it would sort the whole queue for each claim.
+#[derive(Clone, Copy)]
+struct Lane {
+    /// The first ones.
+    select: &'static str,
+    /// Leases all that come no later than the last one that was read.
+    lease: &'static str,
+    /// Whether there is any.
+    any: &'static str,
+}
+
+macro_rules! lane {
+    ($state:literal, $index:literal) => {
+        Lane {
+            select: concat!(
+                "SELECT l.id, l.receive_count, l.failed_attempts, l.enqueued, l.history, l.dead_letter_source, \
+                 l.dead_letter_reason, l.key, l.rank, l.place, ",
+                envelope_columns!(),
+                " FROM throughline_line l LEFT JOIN throughline_messages m ON m.id = l.id WHERE l.queue = ?1 AND l.state = ",
+                $state,
+                " ORDER BY l.rank, l.place LIMIT ?2"
+            ),
+            lease: concat!(
+                "UPDATE throughline_line INDEXED BY ",
+                $index,
+                " SET state = 2, due = ?1, receive_count = receive_count + 1 WHERE queue = ?2 AND state = ",
+                $state,
+                " AND (rank, place) <= (?3, ?4)"
+            ),
+            any: concat!("SELECT 1 FROM throughline_line WHERE queue = ?1 AND state = ", $state, " LIMIT 1"),
+        }
+    };
+}
+
+/// The messages that can be claimed, and those that wait for an earlier one of their key.
+const READY: Lane = lane!("0", "throughline_ready");
+const BEHIND: Lane = lane!("1", "throughline_behind");
+
+/// Where the envelope's columns begin.
+const AT: usize = 10;
+
+/// When something of a queue is due: a lease ends, a delay is over.
+const NEXT_DUE: &str =
+    "SELECT due FROM throughline_line WHERE queue = ?1 AND state >= 2 ORDER BY due LIMIT 1";
+
+/// Ends leases and waits for a retry.
+const WAKE_IN_PLACE: &str = "UPDATE throughline_line AS m SET failed_attempts = failed_attempts + (state = 2), \
+                   state = CASE WHEN key IS NULL OR NOT EXISTS (SELECT 1 FROM throughline_line e \
+                     WHERE e.queue = m.queue AND e.key = m.key AND e.key IS NOT NULL AND e.state <= 3 \
+                     AND e.place < m.place) THEN 0 ELSE 1 END \
+                   WHERE id IN (SELECT id FROM throughline_line WHERE queue = ?1 AND state >= 2 AND due <= ?2 \
+                                AND state <> 4 ORDER BY due LIMIT ?3)";
+
+/// What takes its place at the end of the queue now.
+const WAKE_AT_THE_END: &str = "SELECT id, key FROM throughline_line WHERE queue = ?1 AND state >= 2 AND due <= ?2 AND state = 4 \
+                   ORDER BY due, id LIMIT ?3";
+
+/// Lets the first message of a key go, if it waits.
+const PROMOTE: &str = "UPDATE throughline_line SET state = 0 WHERE state = 1 AND id = (SELECT id FROM throughline_line \
+                   WHERE queue = ?1 AND key = ?2 AND key IS NOT NULL AND state <= 3 ORDER BY place LIMIT 1)";
+
+/// So many messages that are due, or have expired, are seen to in one transaction at most.
+const PIECE: i64 = 1000;
+
+/// The answer to a claim.
+pub(crate) struct Claimed {
+    pub(crate) deliveries: Vec<Delivery>,
+    /// When something may be ready that is not now.
+    pub(crate) next: Option<Timestamp>,
+    /// Something is left that is ready.
+    pub(crate) more: bool,
+}
+
+/// What a claim asks for.
+#[derive(Clone, Copy)]
+pub(crate) struct Claim {
+    pub(crate) queue: i64,
+    pub(crate) max: usize,
+    /// Of payloads; one message may exceed it.
+    pub(crate) max_bytes: usize,
+    pub(crate) lease: Duration,
+    pub(crate) order: Order,
+}
+
+/// Where a message was rejected, and why: the native details of a dead letter.
+struct DeadLetter(Vec<(&'static str, String)>);
+
+impl Native for DeadLetter {
+    fn details(&self) -> Vec<(Cow<'static, str>, HeaderValue)> {
+        self.0.iter().map(|(name, text)| ((*name).into(), text.as_str().into())).collect()
+    }
+
+    fn span_attributes(&self) -> Vec<KeyValue> {
+        Vec::new()
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// One row, read.
+struct Stored {
+    id: i64,
+    receive_count: i64,
+    delivery: Delivery,
+    is_dead_letter: bool,
+    /// Rank and place.
+    at: (i64, i64),
+}
+
+impl Stored {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let (id, receive_count): (i64, i64) = (row.get(0)?, row.get(1)?);
+        let mut envelope = codec::read(row, AT, id)?;
+        envelope.ordering_key = codec::bytes(row.get_ref(7)?);
+        let details = codec::dead_letter(row.get_ref(5)?, row.get_ref(6)?);
+        let is_dead_letter = !details.is_empty();
+        let mut delivery = Delivery::new(Arc::new(envelope), Token { epoch: 0, tag: u64::MAX });
+        delivery.failed_attempts = row.get(2)?;
+        delivery.enqueued = Some((Timestamp::from_millis(row.get(3)?), Clock::Broker));
+        delivery.history = codec::history(row.get_ref(4)?).map(Arc::new);
+        delivery.receive_count = u32::try_from(receive_count).ok();
+        delivery.native = is_dead_letter.then(|| Arc::new(DeadLetter(details)) as Arc<dyn Native>);
+        Ok(Self { id, receive_count, delivery, is_dead_letter, at: (row.get(8)?, row.get(9)?) })
+    }
+
+    fn is_expired(&self, now: Timestamp) -> bool {
+        // What was rejected is kept, however late somebody looks at it.
+        self.delivery.envelope.is_expired(now) && !self.is_dead_letter
+    }
+
+    /// As it is handed out.
+    fn leased(self, until: Instant) -> Delivery {
+        let receive_count = self.receive_count + 1;
+        let mut delivery = self.delivery;
+        delivery.token = token(self.id, receive_count, delivery.envelope.ordering_key.is_some());
+        delivery.receive_count = u32::try_from(receive_count).ok();
+        delivery.lease_expires = Some(until);
+        delivery
+    }
+}
+
+/// A delivery's token: the row, and in place of an epoch which delivery of it that is, and whether others wait for its key.
+#[expect(clippy::cast_sign_loss, reason = "bit for bit")]
+fn token(id: i64, receive_count: i64, keyed: bool) -> Token {
+    Token { epoch: (receive_count as u64) << 1 | u64::from(keyed), tag: id as u64 }
+}
+
+/// What a [`token`] says: row, receive count, and whether it has a key.
+#[expect(clippy::cast_possible_wrap, reason = "bit for bit")]
+pub(crate) fn of_token(token: Token) -> (i64, i64, bool) {
+    (token.tag as i64, (token.epoch >> 1) as i64, token.epoch & 1 == 1)
+}
+
+impl Claim {
+    /// Answers without a transaction where there is nothing to claim.
+    pub(crate) fn peek(&self, connection: &Connection) -> rusqlite::Result<Option<Claimed>> {
+        let next = next_due(connection, self.queue)?;
+        let any_in = |lane: Lane| connection.prepare_cached(lane.any)?.exists([self.queue]);
+        let is_due = next.is_some_and(|due| due <= Timestamp::now());
+        let any = self.order == Order::Any && any_in(BEHIND)?;
+        if is_due || any || any_in(READY)? {
+            return Ok(None);
+        }
+        let sql = "SELECT 1 FROM throughline_queues WHERE id = ?1 AND deleted = 0";
+        let there = connection.prepare_cached(sql)?.exists([self.queue])?;
+        Ok(there.then_some(Claimed { deliveries: Vec::new(), next, more: false }))
+    }
+}
+
+fn next_due(connection: &Connection, queue: i64) -> rusqlite::Result<Option<Timestamp>> {
+    let due: Option<i64> =
+        connection.prepare_cached(NEXT_DUE)?.query_row([queue], |row| row.get(0)).optional()?;
+    Ok(due.map(Timestamp::from_millis))
+}
+
+/// The ready messages, in the order in which they would be delivered, as they are.
+pub(crate) fn browse(connection: &Connection, queue: i64, max: usize) -> rusqlite::Result<Vec<Delivery>> {
+    let mut all = Vec::new();
+    for lane in [READY, BEHIND] {
+        let mut select = connection.prepare_cached(lane.select)?;
+        let limit = i64::try_from(max - all.len()).unwrap_or(i64::MAX);
+        for stored in select.query_map([queue, limit], Stored::read)? {
+            all.push(stored?.delivery);
+        }
+    }
+    Ok(all)
+}
+
+impl Store<'_> {
+    /// Hands out what is ready.
+    pub(crate) fn claim(&mut self, claim: Claim) -> Result<Claimed> {
+        self.check(claim.queue)?;
+        if self.next_due(claim.queue)?.is_some_and(|due| due <= self.now) {
+            self.wake_due(claim.queue)?;
+        }
+        let (due, until) = (self.now.after(claim.lease), Instant::now() + claim.lease);
+        let mut claimed = Claimed { deliveries: Vec::new(), next: None, more: false };
+        // A PerKey consumer sees the first of each key only; any other sees those behind them, too.
+        let lanes: &[Lane] = if claim.order == Order::Any { &[READY, BEHIND] } else { &[READY] };
+        let (mut expired, mut bytes) = (0, 0);
+        for lane in lanes {
+            while claimed.deliveries.len() < claim.max && bytes < claim.max_bytes && expired < PIECE {
+                let wanted = claim.max - claimed.deliveries.len();
+                let stored = self.ready(claim, *lane, wanted)?;
+                if stored.is_empty() {
+                    break;
+                }
+                // Those that have expired go first, so that the rest is one range.
+                let (gone, stored): (Vec<_>, Vec<_>) =
+                    stored.into_iter().partition(|stored| stored.is_expired(self.now));
+                for stored in gone {
+                    expired += 1;
+                    self.drop_expired(claim.queue, stored.id, &stored.delivery.envelope)?;
+                }
+                let Some(last) = stored.last() else { continue };
+                let (rank, place) = last.at;
+                self.execute(lane.lease, [due.as_millis(), claim.queue, rank, place])?;
+                bytes += stored.iter().map(|stored| stored.delivery.envelope.payload_len()).sum::<usize>();
+                claimed.deliveries.extend(stored.into_iter().map(|stored| stored.leased(until)));
+            }
+        }
+        claimed.next = self.next_due(claim.queue)?;
+        claimed.more = expired >= PIECE;
+        for lane in lanes {
+            claimed.more = claimed.more || self.any_in(claim.queue, *lane)?;
+        }
+        Ok(claimed)
+    }
+
+    /// The next messages, as many as a claim may hold.
+    fn ready(&self, claim: Claim, lane: Lane, max: usize) -> Result<Vec<Stored>> {
+        let limit = i64::try_from(max).unwrap_or(i64::MAX);
+        let mut statement = self.connection.prepare_cached(lane.select).map_err(error::sqlite)?;
+        let mut rows = statement.query([claim.queue, limit]).map_err(error::sqlite)?;
+        let (mut stored, mut bytes) = (Vec::with_capacity(max), 0);
+        while bytes < claim.max_bytes
+            && let Some(row) = rows.next().map_err(error::sqlite)?
+        {
+            let next = Stored::read(row).map_err(error::sqlite)?;
+            bytes += next.delivery.envelope.payload_len();
+            stored.push(next);
+        }
+        Ok(stored)
+    }
+
+    fn any_in(&self, queue: i64, lane: Lane) -> Result<bool> {
+        let mut statement = self.connection.prepare_cached(lane.any).map_err(error::sqlite)?;
+        statement.exists([queue]).map_err(error::sqlite)
+    }
+
+    fn next_due(&self, queue: i64) -> Result<Option<Timestamp>> {
+        next_due(self.connection, queue).map_err(error::sqlite)
+    }
+
+    fn drop_expired(&mut self, queue: i64, id: i64, envelope: &Envelope) -> Result<()> {
+        self.execute("DELETE FROM throughline_line WHERE id = ?1", [id])?;
+        self.execute("DELETE FROM throughline_messages WHERE id = ?1", [id])?;
+        self.count(queue, -1);
+        if let Some(key) = &envelope.ordering_key {
+            self.promote(queue, key)?;
+        }
+        Ok(())
+    }
+
+    /// Makes ready what is due: delays that are over, and messages whose lease has ended.
+    pub(crate) fn wake_due(&mut self, queue: i64) -> Result<()> {
+        let now = self.now.as_millis();
+        // In their places: ahead of what came after them. One whose lease has ended has failed.
+        let mut woken = self.execute(WAKE_IN_PLACE, [queue, now, PIECE])?;
+        // At the end of the queue.
+        let mut statement = self.connection.prepare_cached(WAKE_AT_THE_END).map_err(error::sqlite)?;
+        let delayed = statement.query_map([queue, now, PIECE], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, Option<Vec<u8>>>(1)?))
+        });
+        let delayed =
+            delayed.and_then(Iterator::collect::<rusqlite::Result<Vec<_>>>).map_err(error::sqlite)?;
+        for (id, key) in delayed {
+            let behind = self.is_in_line(queue, key.as_deref())?;
+            let state = if behind { state::BEHIND } else { state::READY };
+            let place = self.take_next()?;
+            self.execute(
+                "UPDATE throughline_line SET state = ?1, place = ?2 WHERE id = ?3",
+                [state, place, id],
+            )?;
+            woken += 1;
+        }
+        if woken > 0 {
+            self.woken.insert(queue);
+        }
+        Ok(())
+    }
+
+    /// Lets the first message of a key go, if it waits: the one before it has left.
+    pub(crate) fn promote(&mut self, queue: i64, key: &[u8]) -> Result<()> {
+        if self.execute(PROMOTE, params![queue, key])? > 0 {
+            self.woken.insert(queue);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema;
+
+    /// However long the queue is: each statement finds what it is asked for by an index, and sorts nothing.
+    #[test]
+    fn no_statement_looks_at_the_whole_queue() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        schema::migrate(&mut connection).unwrap();
+        let statements =
+            [READY.select, READY.lease, READY.any, BEHIND.select, BEHIND.lease, BEHIND.any, NEXT_DUE];
+        for sql in
+            statements.into_iter().chain([crate::insert::IN_LINE, PROMOTE, WAKE_IN_PLACE, WAKE_AT_THE_END])
+        {
+            let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+            for parameter in 1..=plan.parameter_count() {
+                plan.raw_bind_parameter(parameter, 1).unwrap();
+            }
+            let mut rows = plan.raw_query();
+            while let Some(row) = rows.next().unwrap() {
+                let step: String = row.get(3).unwrap();
+                assert!(!step.contains("SCAN") && !step.contains("TEMP B-TREE"), "{sql}: {step}");
+            }
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! Taking messages in.
+
+use std::collections::HashSet;
+
+use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
+use throughline_core::driver::{OperationId, Outgoing, Receipt};
+use throughline_core::{Envelope, Error, ErrorKind, History, Result, Retry};
+
+use crate::codec::{self, envelope_columns};
+use crate::config::{Config, Place};
+use crate::error;
+use crate::schema::state;
+use crate::store::{Queue, Store};
+
+const LINE: &str = "INSERT INTO throughline_line (id, queue, state, due, rank, place, failed_attempts, enqueued, key, history) \
+                    VALUES (?1, ?2, ?3, ?4, ?5, ?1, ?6, ?4, ?7, ?8)";
+
+const MESSAGE: &str = concat!(
+    "INSERT INTO throughline_messages (id, ",
+    envelope_columns!(),
+    ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)"
+);
+
+/// Both statements of an insertion, prepared once for many.
+struct Insert<'a> {
+    line: CachedStatement<'a>,
+    message: CachedStatement<'a>,
+}
+
+impl<'a> Insert<'a> {
+    fn new(connection: &'a Connection) -> Result<Self> {
+        let prepare = |sql| connection.prepare_cached(sql).map_err(error::sqlite);
+        Ok(Self { line: prepare(LINE)?, message: prepare(MESSAGE)? })
+    }
+}
+
+/// Whether a message of the key is in line already.
+pub(crate) const IN_LINE: &str =
+    "SELECT 1 FROM throughline_line WHERE queue = ?1 AND key = ?2 AND key IS NOT NULL AND state <= 3 LIMIT 1";
+
+/// A message as it goes into its queue.
+pub(crate) struct New<'a> {
+    pub(crate) envelope: &'a Envelope,
+    pub(crate) delay: std::time::Duration,
+    pub(crate) failed_attempts: u32,
+    pub(crate) history: Option<&'a History>,
+}
+
+impl<'a> From<&'a Outgoing> for New<'a> {
+    fn from(message: &'a Outgoing) -> Self {
+        Self {
+            envelope: &message.envelope,
+            delay: message.delay,
+            failed_attempts: message.failed_attempts,
+            history: message.history.as_deref(),
+        }
+    }
+}
+
+impl Store<'_> {
+    /// Takes messages in, in order, with an answer for each; all that are taken, or none, are in every subscription.
+    pub(crate) fn publish(&mut self, config: &Config, batch: &[Outgoing]) -> Result<Vec<Result<Receipt>>> {
+        let destination = self.destination(config)?;
+        let queues = match &config.place {
+            Place::Queue(_) => vec![destination],
+            Place::Topic { topic, .. } => self.subscriptions(topic)?,
+        };
+        let mut seen = self.seen(destination.id, batch, config)?;
+        let connection = self.connection;
+        let mut insert = Insert::new(connection)?;
+        let mut results = Vec::with_capacity(batch.len());
+        let mut taken = Vec::with_capacity(batch.len());
+        for message in batch {
+            let result = if seen.contains(&message.operation) {
+                let mut receipt = Receipt::default();
+                receipt.deduplicated = true;
+                Ok(receipt)
+            } else if let Some(full) = queues.iter().find(|queue| self.room(queue) == 0) {
+                Err(full_queue(config, full))
+            } else if queues.is_empty() {
+                unroutable(config)
+            } else {
+                let mut id = 0;
+                for queue in &queues {
+                    id = self.insert(&mut insert, queue.id, &message.into())?;
+                }
+                taken.push(message.operation);
+                if !config.dedupe.is_zero() {
+                    // Should it come twice in one batch.
+                    seen.insert(message.operation);
+                }
+                Ok(Receipt::with_native_id(id.to_string()))
+            };
+            results.push(result);
+        }
+        self.remember(destination.id, taken, config)?;
+        Ok(results)
+    }
+
+    /// Takes one message in, and gives its id.
+    pub(crate) fn insert_one(&mut self, queue: i64, message: &New<'_>) -> Result<i64> {
+        let mut insert = Insert::new(self.connection)?;
+        self.insert(&mut insert, queue, message)
+    }
+
+    fn insert(&mut self, insert: &mut Insert<'_>, queue: i64, message: &New<'_>) -> Result<i64> {
+        let id = self.take_next()?;
+        let envelope = message.envelope;
+        let due = self.now.after(message.delay);
+        let state = if !message.delay.is_zero() {
+            state::DELAYED
+        } else if self.is_in_line(queue, envelope.ordering_key.as_deref())? {
+            state::BEHIND
+        } else {
+            state::READY
+        };
+        // Of what is delayed, too: somebody may be waiting for something later.
+        self.woken.insert(queue);
+        let failed_attempts = message.failed_attempts;
+        let history = message.history.filter(|history| !history.is_empty()).map(History::to_header);
+        let mut bind = || {
+            let Insert { line, message } = insert;
+            line.raw_bind_parameter(1, id)?;
+            line.raw_bind_parameter(2, queue)?;
+            line.raw_bind_parameter(3, state)?;
+            line.raw_bind_parameter(4, due.as_millis())?;
+            line.raw_bind_parameter(5, rank(envelope))?;
+            line.raw_bind_parameter(6, failed_attempts)?;
+            line.raw_bind_parameter(7, envelope.ordering_key.as_deref())?;
+            line.raw_bind_parameter(8, history.as_deref())?;
+            line.raw_execute()?;
+            message.raw_bind_parameter(1, id)?;
+            codec::bind(message, 2, envelope)?;
+            message.raw_execute()
+        };
+        bind().map_err(error::sqlite)?;
+        self.count(queue, 1);
+        Ok(id)
+    }
+
+    /// Whether a message of this key would have to wait for one before it.
+    pub(crate) fn is_in_line(&self, queue: i64, key: Option<&[u8]>) -> Result<bool> {
+        let Some(key) = key else { return Ok(false) };
+        self.connection
+            .prepare_cached(IN_LINE)
+            .and_then(|mut statement| statement.exists(params![queue, key]))
+            .map_err(error::sqlite)
+    }
+
+    /// The present subscriptions of a topic. Those whose consumer has died are deleted on the way.
+    fn subscriptions(&mut self, topic: &str) -> Result<Vec<Queue>> {
+        let names = {
+            let sql = "SELECT id, name FROM throughline_queues WHERE topic = ?1 AND name <> '' AND deleted = 0 \
+                       AND alive_until <= ?2";
+            let mut statement = self.connection.prepare_cached(sql).map_err(error::sqlite)?;
+            let dead = statement.query_map(params![topic, self.now.as_millis()], |row| row.get::<_, i64>(0));
+            dead.and_then(Iterator::collect::<rusqlite::Result<Vec<_>>>).map_err(error::sqlite)?
+        };
+        for id in names {
+            self.mark_deleted(id)?;
+        }
+        let sql = "SELECT name FROM throughline_queues WHERE topic = ?1 AND name <> '' AND deleted = 0";
+        let mut statement = self.connection.prepare_cached(sql).map_err(error::sqlite)?;
+        let names = statement.query_map([topic], |row| row.get::<_, String>(0));
+        let names = names.and_then(Iterator::collect::<rusqlite::Result<Vec<_>>>).map_err(error::sqlite)?;
+        names.iter().filter_map(|name| self.find(topic, name).transpose()).collect()
+    }
+
+    /// Which operations of a batch were taken in before.
+    fn seen(&self, queue: i64, batch: &[Outgoing], config: &Config) -> Result<HashSet<OperationId>> {
+        if config.dedupe.is_zero() {
+            return Ok(HashSet::new());
+        }
+        let sql = "SELECT first FROM throughline_operations WHERE queue = ?1 AND publisher = ?2 AND last >= ?3 \
+                   AND until > ?4 ORDER BY last LIMIT 1";
+        let mut statement = self.connection.prepare_cached(sql).map_err(error::sqlite)?;
+        let now = self.now.as_millis();
+        let mut run_before = |publisher: i64, at: i64| {
+            statement
+                .query_row([queue, publisher, at, now], |row| row.get::<_, i64>(0))
+                .optional()
+                .map_err(error::sqlite)
+        };
+        let mut seen = HashSet::new();
+        for run in runs(batch.iter().map(|message| message.operation)) {
+            // Nearly always the one look at a run tells that nothing of it is known.
+            let overlaps = run_before(run.publisher, run.first)?.is_some_and(|first| first <= run.last);
+            if !overlaps {
+                continue;
+            }
+            for at in run.first..=run.last {
+                if run_before(run.publisher, at)?.is_some_and(|first| first <= at) {
+                    seen.insert(operation(run.publisher, at));
+                }
+            }
+        }
+        Ok(seen)
+    }
+
+    /// Keeps operations for as long as the address says, and forgets those whose time is over.
+    fn remember(&self, queue: i64, operations: Vec<OperationId>, config: &Config) -> Result<()> {
+        if config.dedupe.is_zero() || operations.is_empty() {
+            return Ok(());
+        }
+        let sql = "DELETE FROM throughline_operations WHERE (queue, publisher, last) IN \
+                   (SELECT queue, publisher, last FROM throughline_operations WHERE until <= ?1 LIMIT 100)";
+        self.execute(sql, [self.now.as_millis()])?;
+        let until = self.now.after(config.dedupe).as_millis();
+        for run in runs(operations) {
+            let Run { publisher, first, last } = run;
+            // A publisher counts its operations: the run before this one, as a rule, grows.
+            let sql = "UPDATE OR REPLACE throughline_operations SET last = ?1, until = max(until, ?2) \
+                       WHERE queue = ?3 AND publisher = ?4 AND last = ?5";
+            let before = first.checked_sub(1);
+            let grown = match before {
+                Some(before) => self.execute(sql, [last, until, queue, publisher, before])? > 0,
+                None => false,
+            };
+            if !grown {
+                let sql = "INSERT OR REPLACE INTO throughline_operations (queue, publisher, first, last, until) \
+                           VALUES (?1, ?2, ?3, ?4, ?5)";
+                self.execute(sql, [queue, publisher, first, last, until])?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Operations of one publisher that follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    publisher: i64,
+    first: i64,
+    last: i64,
+}
+
+/// The halves of an operation's id, as SQLite has integers: bit for bit.
+#[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "halves, bit for bit")]
+fn halves(operation: OperationId) -> (i64, i64) {
+    ((operation.0 >> 64) as i64, operation.0 as u64 as i64)
+}
+
+#[expect(clippy::cast_sign_loss, reason = "bit for bit")]
+fn operation(publisher: i64, at: i64) -> OperationId {
+    OperationId(u128::from(publisher as u64) << 64 | u128::from(at as u64))
+}
+
+fn runs(operations: impl IntoIterator<Item = OperationId>) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for operation in operations {
+        let (publisher, at) = halves(operation);
+        match runs.last_mut() {
+            Some(run) if run.publisher == publisher && run.last.checked_add(1) == Some(at) => run.last = at,
+            _ => runs.push(Run { publisher, first: at, last: at }),
+        }
+    }
+    runs
+}
+
+/// Lower goes first.
+fn rank(envelope: &Envelope) -> i64 {
+    255 - i64::from(envelope.priority.unwrap_or(0))
+}
+
+fn full_queue(config: &Config, queue: &Queue) -> Error {
+    let max = queue.max_length.unwrap_or_default();
+    let text = format!("'{}' is full: a queue of it holds {max} messages", config.place.name());
+    Error::new(ErrorKind::Refused, text).with_retry(Retry::Safe)
+}
+
+fn unroutable(config: &Config) -> Result<Receipt> {
+    if config.drop_unroutable {
+        return Ok(Receipt::default());
+    }
+    let topic = config.place.name();
+    let text = format!("topic '{topic}' has no subscription; consume from it first, or add unroutable=drop");
+    Err(Error::new(ErrorKind::Unroutable, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operations_that_follow_each_other_are_one_run() {
+        let at = |publisher: u64, at: u64| OperationId(u128::from(publisher) << 64 | u128::from(at));
+        let all = [at(7, 0), at(7, 1), at(7, 3), at(8, 4), at(u64::MAX, u64::MAX)];
+        let found: Vec<_> = runs(all).into_iter().map(|run| (run.publisher, run.first, run.last)).collect();
+        assert_eq!(found, [(7, 0, 1), (7, 3, 3), (8, 4, 4), (-1, -1, -1)]);
+        assert_eq!(operation(-1, -1), at(u64::MAX, u64::MAX));
+    }
+}

@@ -1,0 +1,73 @@
+-- One row. `next` gives ids and places: they only ever rise, so that a late settlement never meets another message.
+CREATE TABLE throughline_meta (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    version INTEGER NOT NULL,
+    next INTEGER NOT NULL
+);
+INSERT INTO throughline_meta VALUES (1, 0, 1);
+
+CREATE TABLE throughline_queues (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    topic TEXT NOT NULL,               -- '': a work queue
+    name TEXT NOT NULL,                -- of the queue or subscription; '': the topic itself
+    max_length INTEGER,
+    held INTEGER NOT NULL DEFAULT 0,   -- how many messages it holds
+    alive_until INTEGER,               -- a consumer's own subscription ends then, unless the consumer says otherwise
+    deleted INTEGER NOT NULL DEFAULT 0 -- its messages go piece by piece, and then it
+);
+CREATE UNIQUE INDEX throughline_queues_by_name ON throughline_queues (topic, name) WHERE deleted = 0;
+
+-- Where each message stands: what claims and settlements change, in small rows, so that they write little.
+CREATE TABLE throughline_line (
+    id INTEGER PRIMARY KEY,            -- of the message
+    queue INTEGER NOT NULL,
+    state INTEGER NOT NULL,            -- 0 ready, 1 behind its key, 2 leased, 3 held for its retry, 4 delayed
+    due INTEGER NOT NULL,              -- when that ends, in ms since the epoch
+    rank INTEGER NOT NULL,             -- 255 - priority: the lowest goes first
+    place INTEGER NOT NULL,            -- in the order of the queue
+    receive_count INTEGER NOT NULL DEFAULT 0,
+    failed_attempts INTEGER NOT NULL DEFAULT 0,
+    enqueued INTEGER NOT NULL,         -- when this hop began, a delay added
+    key BLOB,                          -- the ordering key
+    history TEXT,                      -- the failures so far, as JSON
+    dead_letter_source TEXT,           -- where it was rejected
+    dead_letter_reason TEXT
+);
+-- Each holds only what it is asked for: no claim, settlement or expiry looks at the rest of the queue.
+CREATE INDEX throughline_ready ON throughline_line (queue, rank, place) WHERE state = 0;
+CREATE INDEX throughline_behind ON throughline_line (queue, rank, place) WHERE state = 1;
+CREATE INDEX throughline_due ON throughline_line (queue, due) WHERE state >= 2;
+CREATE INDEX throughline_keys ON throughline_line (queue, key, place) WHERE key IS NOT NULL AND state <= 3;
+
+-- The messages themselves, which never change.
+CREATE TABLE throughline_messages (
+    id INTEGER PRIMARY KEY,
+    message_id TEXT,
+    id_origin INTEGER,
+    type TEXT,
+    source TEXT,
+    time INTEGER,
+    content_type TEXT,
+    content_encoding TEXT,
+    correlation_id TEXT,
+    reply_to TEXT,
+    expires INTEGER,
+    priority INTEGER,
+    idempotency_key TEXT,
+    traceparent TEXT,
+    tracestate TEXT,
+    baggage TEXT,
+    headers TEXT,                      -- all others, as JSON
+    payload BLOB                       -- NULL is a tombstone
+);
+
+-- Runs of a publisher's operations, by their last: one row a publisher, as a rule.
+CREATE TABLE throughline_operations (
+    queue INTEGER NOT NULL,
+    publisher INTEGER NOT NULL,
+    last INTEGER NOT NULL,
+    first INTEGER NOT NULL,
+    until INTEGER NOT NULL,            -- remembered at least so long
+    PRIMARY KEY (queue, publisher, last)
+) WITHOUT ROWID;
+CREATE INDEX throughline_operations_until ON throughline_operations (until);

@@ -1,0 +1,222 @@
+//! What is done in one transaction. The statements are in `insert`, `claim` and `settle`; here is what they share: ids,
+//! counts, and who is to be woken once it is committed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rusqlite::{Connection, OptionalExtension, params};
+use throughline_core::{Error, Result, Timestamp};
+
+use crate::config::{Config, Place};
+use crate::error;
+use std::path::Path;
+
+/// A transaction under way.
+pub(crate) struct Store<'a> {
+    pub(crate) connection: &'a Connection,
+    pub(crate) path: &'a Path,
+    pub(crate) now: Timestamp,
+    /// The next id or place, once one was asked for.
+    next: Option<i64>,
+    /// By how much each queue's `held` is to change.
+    held: BTreeMap<i64, i64>,
+    /// Queues in which something became ready.
+    pub(crate) woken: BTreeSet<i64>,
+    /// Queues that were deleted: their messages are to be swept up, and their consumers told.
+    pub(crate) deleted: BTreeSet<i64>,
+}
+
+/// A queue or subscription as it stands in its table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Queue {
+    pub(crate) id: i64,
+    pub(crate) max_length: Option<u32>,
+    held: i64,
+}
+
+impl<'a> Store<'a> {
+    pub(crate) fn new(connection: &'a Connection, path: &'a Path) -> Self {
+        Self {
+            connection,
+            path,
+            now: Timestamp::now(),
+            next: None,
+            held: BTreeMap::new(),
+            woken: BTreeSet::new(),
+            deleted: BTreeSet::new(),
+        }
+    }
+
+    /// A new id or place, higher than all before it.
+    pub(crate) fn take_next(&mut self) -> Result<i64> {
+        let next = match self.next {
+            Some(next) => next,
+            None => self
+                .connection
+                .prepare_cached("SELECT next FROM throughline_meta")
+                .and_then(|mut statement| statement.query_row([], |row| row.get(0)))
+                .map_err(error::sqlite)?,
+        };
+        self.next = Some(next + 1);
+        Ok(next)
+    }
+
+    /// Notes that a queue holds more or fewer messages.
+    pub(crate) fn count(&mut self, queue: i64, by: i64) {
+        *self.held.entry(queue).or_default() += by;
+    }
+
+    /// How many messages a queue has room for.
+    pub(crate) fn room(&self, queue: &Queue) -> i64 {
+        let held = queue.held + self.held.get(&queue.id).copied().unwrap_or(0);
+        queue.max_length.map_or(i64::MAX, |max| (i64::from(max) - held).max(0))
+    }
+
+    /// Writes what was noted; the last thing before the commit.
+    pub(crate) fn flush(&mut self) -> Result<()> {
+        if let Some(next) = self.next.take() {
+            self.execute("UPDATE throughline_meta SET next = ?1", [next])?;
+        }
+        for (queue, by) in std::mem::take(&mut self.held) {
+            if by != 0 {
+                self.execute("UPDATE throughline_queues SET held = held + ?1 WHERE id = ?2", [by, queue])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a statement, and says how many rows it changed.
+    pub(crate) fn execute(&self, sql: &str, parameters: impl rusqlite::Params) -> Result<usize> {
+        self.connection
+            .prepare_cached(sql)
+            .and_then(|mut statement| statement.execute(parameters))
+            .map_err(error::sqlite)
+    }
+
+    /// A row of the table of queues, by its names.
+    pub(crate) fn find(&self, topic: &str, name: &str) -> Result<Option<Queue>> {
+        find(self.connection, topic, name).map_err(error::sqlite)
+    }
+
+    /// The queue or subscription that an address consumes from, created where it may be.
+    pub(crate) fn source(&mut self, config: &Config) -> Result<Queue> {
+        match &config.place {
+            Place::Queue(name) => self.queue("", name, "queue", config),
+            Place::Topic { topic, subscription } => {
+                let subscription = subscription.as_deref().ok_or_else(crate::admin::no_subscription)?;
+                self.queue(topic, "", "topic", config)?;
+                self.queue(topic, subscription, "subscription", config)
+            }
+        }
+    }
+
+    /// What an address publishes to: a queue, or the row of a topic itself.
+    pub(crate) fn destination(&mut self, config: &Config) -> Result<Queue> {
+        match &config.place {
+            Place::Queue(name) => self.queue("", name, "queue", config),
+            Place::Topic { topic, .. } => self.queue(topic, "", "topic", config),
+        }
+    }
+
+    /// A queue, subscription or topic, created where it may be.
+    pub(crate) fn queue(&mut self, topic: &str, name: &str, what: &str, config: &Config) -> Result<Queue> {
+        match self.find(topic, name)? {
+            Some(queue) => Ok(queue),
+            None if config.create => self.make(topic, name, config.max_length),
+            None => {
+                let shown = if name.is_empty() { topic } else { name };
+                Err(error::missing(what, shown, self.path))
+            }
+        }
+    }
+
+    pub(crate) fn make(&mut self, topic: &str, name: &str, max_length: Option<u32>) -> Result<Queue> {
+        let sql = "INSERT INTO throughline_queues (topic, name, max_length) VALUES (?1, ?2, ?3)";
+        self.execute(sql, params![topic, name, max_length])?;
+        Ok(Queue { id: self.connection.last_insert_rowid(), max_length, held: 0 })
+    }
+
+    /// Makes a row invisible; its messages go afterwards, a piece at a time.
+    pub(crate) fn mark_deleted(&mut self, id: i64) -> Result<()> {
+        self.execute("UPDATE throughline_queues SET deleted = 1 WHERE id = ?1", [id])?;
+        self.deleted.insert(id);
+        Ok(())
+    }
+
+    /// Deletes a piece of what deleted queues have left. Says whether there is more.
+    pub(crate) fn sweep(&mut self) -> Result<bool> {
+        const PIECE: i64 = 2000;
+        let queue: Option<i64> = self
+            .connection
+            .prepare_cached("SELECT id FROM throughline_queues WHERE deleted = 1 LIMIT 1")
+            .and_then(|mut statement| statement.query_row([], |row| row.get(0)).optional())
+            .map_err(error::sqlite)?;
+        let Some(queue) = queue else { return Ok(false) };
+        // In the order of an index, so that no piece looks at the whole.
+        for which in
+            ["state = 0 ORDER BY rank, place", "state = 1 ORDER BY rank, place", "state >= 2 ORDER BY due"]
+        {
+            let piece = format!("SELECT id FROM throughline_line WHERE queue = ?1 AND {which} LIMIT ?2");
+            if self.delete(&piece, &[queue, PIECE])? > 0 {
+                return Ok(true);
+            }
+        }
+        self.execute("DELETE FROM throughline_operations WHERE queue = ?1", [queue])?;
+        self.execute("DELETE FROM throughline_queues WHERE id = ?1", [queue])?;
+        Ok(true)
+    }
+
+    /// Deletes a piece of what is ready and was there before `place`. Says how much that was.
+    pub(crate) fn purge(&mut self, queue: i64, before: i64) -> Result<usize> {
+        const PIECE: i64 = 2000;
+        self.wake_due(queue)?;
+        let mut purged = 0;
+        for state in ["state = 0", "state = 1"] {
+            let piece = format!(
+                "SELECT id FROM throughline_line WHERE queue = ?1 AND {state} AND place < ?2 ORDER BY rank, place LIMIT ?3"
+            );
+            purged += self.delete(&piece, &[queue, before, PIECE])?;
+        }
+        // What was published meanwhile may have waited for one of these.
+        let sql = "UPDATE throughline_line AS m SET state = 0 WHERE queue = ?1 AND state = 1 \
+                   AND NOT EXISTS (SELECT 1 FROM throughline_line e WHERE e.queue = m.queue AND e.key = m.key \
+                                   AND e.key IS NOT NULL AND e.state <= 3 AND e.place < m.place)";
+        if purged > 0 && self.execute(sql, [queue])? > 0 {
+            self.woken.insert(queue);
+        }
+        self.count(queue, -i64::try_from(purged).unwrap_or(i64::MAX));
+        Ok(purged)
+    }
+
+    /// Deletes the messages whose ids a query gives, and says how many there were.
+    fn delete(&self, ids: &str, parameters: &[i64]) -> Result<usize> {
+        let parameters = || rusqlite::params_from_iter(parameters);
+        self.execute(&format!("DELETE FROM throughline_messages WHERE id IN ({ids})"), parameters())?;
+        self.execute(&format!("DELETE FROM throughline_line WHERE id IN ({ids})"), parameters())
+    }
+
+    /// Whether a queue is still there; `NotFound` where it was deleted.
+    pub(crate) fn check(&self, id: i64) -> Result<()> {
+        let there = self
+            .connection
+            .prepare_cached("SELECT 1 FROM throughline_queues WHERE id = ?1 AND deleted = 0")
+            .and_then(|mut statement| statement.exists([id]))
+            .map_err(error::sqlite)?;
+        if there { Ok(()) } else { Err(gone()) }
+    }
+}
+
+/// A row of the table of queues, by its names.
+pub(crate) fn find(connection: &Connection, topic: &str, name: &str) -> rusqlite::Result<Option<Queue>> {
+    let sql =
+        "SELECT id, max_length, held FROM throughline_queues WHERE topic = ?1 AND name = ?2 AND deleted = 0";
+    connection
+        .prepare_cached(sql)?
+        .query_row([topic, name], |row| {
+            Ok(Queue { id: row.get(0)?, max_length: row.get(1)?, held: row.get(2)? })
+        })
+        .optional()
+}
+
+pub(crate) fn gone() -> Error {
+    Error::new(throughline_core::ErrorKind::NotFound, "the queue has been deleted")
+}
