@@ -188,6 +188,10 @@ impl driver::Consumer for Consumer {
         }
     }
 
+    fn has_dead_letter(&self) -> bool {
+        self.destination.dead_letter.is_some()
+    }
+
     async fn settle(&self, batch: &[(Token, Settlement)]) -> Vec<Result<()>> {
         let mut results = Vec::with_capacity(batch.len());
         let mut leaving = Vec::new();

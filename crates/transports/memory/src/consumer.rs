@@ -103,6 +103,10 @@ impl driver::Consumer for MemoryConsumer {
         }
     }
 
+    fn has_dead_letter(&self) -> bool {
+        self.config.dead_letter.is_some()
+    }
+
     async fn settle(&self, batch: &[(Token, Settlement)]) -> Vec<Result<()>> {
         let is_ack = |(_, settlement): &(Token, Settlement)| matches!(settlement, Settlement::Ack);
         let mut results = Vec::with_capacity(batch.len());
