@@ -44,3 +44,5 @@ pub use throughline_rabbitmq as rabbitmq;
 pub use throughline_sns as sns;
 #[cfg(feature = "sqs")]
 pub use throughline_sqs as sqs;
+#[cfg(feature = "worker")]
+pub use throughline_worker as worker;
