@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use throughline_core::{Consumer, Delivery, Error, ErrorKind, Result};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 use crate::health::{Report, TICK};
 use crate::job::Phase;
-use crate::middleware::concurrency::Lanes;
+use crate::middleware::concurrency::{Lanes, Retried};
 use crate::middleware::trace::{End, EndKind, attend, attend_batch};
 use crate::router::{Entry, Table, Target};
 use crate::shared::Shared;
@@ -29,7 +30,7 @@ pub(crate) struct Run {
     /// So many handlers at once.
     limit: usize,
     lanes: Lanes,
-    tasks: JoinSet<Vec<End>>,
+    tasks: JoinSet<Ends>,
     /// May begin as soon as there is room.
     ready: VecDeque<Start>,
     /// Gathered for batch routes, by their index.
@@ -39,8 +40,14 @@ pub(crate) struct Run {
     failed: Option<Error>,
 }
 
+/// What a task came to.
+enum Ends {
+    One(End),
+    Many(Vec<End>),
+}
+
 enum Start {
-    One(Delivery),
+    One(Delivery, Arc<Entry>),
     Many(Vec<Delivery>, Arc<Entry>),
 }
 
@@ -188,7 +195,7 @@ impl Run {
             }
             let entry = self.table.get(delivery.envelope().message_type.as_deref()).clone();
             let Target::Many(_, options) = &entry.target else {
-                self.ready.push_back(Start::One(delivery));
+                self.ready.push_back(Start::One(delivery, entry));
                 return;
             };
             let (max, linger, index) = (options.max.max(1), options.linger, entry.index);
@@ -217,20 +224,20 @@ impl Run {
         {
             let shared = self.shared.clone();
             match start {
-                Start::One(delivery) => {
-                    let entry = self.table.get(delivery.envelope().message_type.as_deref()).clone();
-                    self.tasks.spawn(async move { vec![attend(shared, delivery, entry).await] });
+                Start::One(delivery, entry) => {
+                    self.tasks.spawn(attend(shared, delivery, entry).map(Ends::One));
                 }
                 Start::Many(deliveries, entry) => {
-                    self.tasks.spawn(attend_batch(shared, deliveries, entry));
+                    self.tasks.spawn(attend_batch(shared, deliveries, entry).map(Ends::Many));
                 }
             }
         }
     }
 
-    fn ended(&mut self, ended: Result<Vec<End>, JoinError>) {
-        let ends = match ended {
-            Ok(ends) => ends,
+    fn ended(&mut self, ended: Result<Ends, JoinError>) {
+        match ended {
+            Ok(Ends::One(end)) => self.left(end),
+            Ok(Ends::Many(ends)) => ends.into_iter().for_each(|end| self.left(end)),
             // Handlers' panics are caught; this is a fault of ours, or of what spans are exported to. Its message was
             // released, but its key may be held for ever: better to end, and be told.
             Err(error) => {
@@ -238,26 +245,27 @@ impl Run {
                     Error::new(ErrorKind::Internal, "a task of the worker panicked outside of any handler")
                         .with_source(error);
                 self.failed = Some(error.at("work", self.consumer.address()));
+            }
+        }
+    }
+
+    /// A message has left: the next of its key may begin.
+    fn left(&mut self, End { key, kind }: End) {
+        let retried = match kind {
+            EndKind::Settled => None,
+            EndKind::Retried(retried) => Some(retried),
+            EndKind::Postponed(delivery, after) => {
+                // Its key stays busy.
+                self.timers.add(Instant::now() + after, Timer::Again(delivery));
                 return;
             }
         };
-        for End { key, kind } in ends {
-            let retried = match kind {
-                EndKind::Settled => None,
-                EndKind::Retried(retried) => Some(retried),
-                EndKind::Postponed(delivery, after) => {
-                    // Its key stays busy.
-                    self.timers.add(Instant::now() + after, Timer::Again(delivery));
-                    continue;
-                }
-            };
-            let Some(key) = key else { continue };
-            let given_up = retried.as_ref().map(|retried| retried.given_up());
-            let next = self.lanes.finished(&key, retried);
-            self.begin(next);
-            if let Some(at) = given_up {
-                self.timers.add(at, Timer::GiveUp(key));
-            }
+        let Some(key) = key else { return };
+        let given_up = retried.as_ref().map(Retried::given_up);
+        let next = self.lanes.finished(&key, retried);
+        self.begin(next);
+        if let Some(at) = given_up {
+            self.timers.add(at, Timer::GiveUp(key));
         }
     }
 

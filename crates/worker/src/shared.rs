@@ -47,12 +47,13 @@ impl Shared {
         Some(format!("{} {}", self.source, stable_id(delivery)?))
     }
 
+    /// Whether anything may be known of a message's earlier attempts: not the first time.
+    pub(crate) fn may_recall(&self, delivery: &Delivery) -> bool {
+        self.attempts.is_some() && (delivery.receive_count() != Some(1) || delivery.attempt() > 1)
+    }
+
     /// Adds to a message what is known of its earlier attempts.
     pub(crate) async fn recall(&self, delivery: &mut Delivery) {
-        // The first time there is nothing to look for.
-        if delivery.receive_count() == Some(1) && delivery.attempt() == 1 {
-            return;
-        }
         let (Some(store), Some(key)) = (&self.attempts, self.stored_key(delivery)) else { return };
         match store.load(&key).await {
             Ok(Some(Attempts { failed, history })) => delivery.recall(failed, history),
@@ -75,13 +76,7 @@ impl Shared {
     }
 
     /// Forgets the attempts of a message that is done.
-    pub(crate) async fn forget(&self, delivery: &Delivery) {
-        if delivery.attempt() > 1 {
-            self.forget_key(self.stored_key(delivery)).await;
-        }
-    }
-
-    pub(crate) async fn forget_key(&self, key: Option<String>) {
+    pub(crate) async fn forget(&self, key: Option<String>) {
         if let (Some(store), Some(key)) = (&self.attempts, key)
             && let Err(error) = store.forget(&key).await
         {

@@ -14,9 +14,10 @@ use tokio::time::Instant;
 use super::Verdict;
 use super::concurrency::{Retried, stable_id};
 use super::dead_letter::{Buried, bury};
-use super::idempotency::Held;
+use super::idempotency::{Held, Idempotency};
 use super::timeout::{self, Ended, Interruption};
 use crate::error::HandlerError;
+use crate::handler::Call;
 use crate::job::{Message, Phase};
 use crate::router::{Entry, Target};
 use crate::shared::{LeaseLost, Shared};
@@ -39,15 +40,17 @@ pub(crate) enum EndKind {
     Postponed(Box<Delivery>, Duration),
 }
 
-/// Works on one message.
+/// Works on one message. What is rarely needed is on the heap: a task of this is made for every message.
 pub(crate) async fn attend(shared: Arc<Shared>, mut delivery: Delivery, entry: Arc<Entry>) -> End {
-    shared.recall(&mut delivery).await;
+    if shared.may_recall(&delivery) {
+        Box::pin(shared.recall(&mut delivery)).await;
+    }
     let process = delivery.start_process(entry.span_name.clone());
     let context = process.context().clone();
     let message = Message::new(&delivery, &context, shared.phase.subscribe());
-    let verdict = one(&shared, &delivery, &entry, message, &process).with_context(context.clone()).await;
+    let verdict = one(&shared, &delivery, &entry, message, &process).with_context(context).await;
     end(process, &verdict);
-    settle(&shared, delivery, verdict, &entry).with_context(context).await
+    settle(&shared, delivery, verdict, &entry).await
 }
 
 /// Works on messages of a batch route, together.
@@ -57,7 +60,9 @@ pub(crate) async fn attend_batch(
     entry: Arc<Entry>,
 ) -> Vec<End> {
     for delivery in &mut deliveries {
-        shared.recall(delivery).await;
+        if shared.may_recall(delivery) {
+            shared.recall(delivery).await;
+        }
     }
     let process = Delivery::start_batch_process(&deliveries, entry.span_name.clone());
     let context = process.context().clone();
@@ -68,9 +73,7 @@ pub(crate) async fn attend_batch(
         None => process.end(),
     }
     let settled = deliveries.into_iter().zip(verdicts);
-    join_all(settled.map(|(delivery, verdict)| settle(&shared, delivery, verdict, &entry)))
-        .with_context(context)
-        .await
+    join_all(settled.map(|(delivery, verdict)| settle(&shared, delivery, verdict, &entry))).await
 }
 
 fn end(process: Process<'_>, verdict: &Verdict) {
@@ -120,8 +123,22 @@ async fn one(
         return Verdict::Failed(HandlerError::permanent("a batch route was given one message"));
     };
     let Some(idempotency) = &shared.idempotency else {
-        return Verdict::of(handle(shared, delivery, entry, message.clone(), handler.call(message)).await);
+        let handling = handler.call(message.clone());
+        return Verdict::of(handle(shared, delivery, entry, message, handling).await);
     };
+    Box::pin(once(shared, idempotency, delivery, entry, message, handler.as_ref(), process)).await
+}
+
+/// Handles a message unless that was done before.
+async fn once(
+    shared: &Shared,
+    idempotency: &Idempotency,
+    delivery: &Delivery,
+    entry: &Entry,
+    message: Arc<Message>,
+    handler: &dyn Call,
+    process: &Process<'_>,
+) -> Verdict {
     if let Some(key) = delivery.envelope().dedupe_key() {
         process.set_attribute(KeyValue::new(IDEMPOTENCY_KEY, key.to_owned()));
     }
@@ -245,7 +262,9 @@ async fn settle(shared: &Shared, delivery: Delivery, verdict: Verdict, entry: &E
     let end = |kind| End { key: key.clone(), kind };
     match verdict {
         Verdict::Done => {
-            shared.forget(&delivery).await;
+            if delivery.attempt() > 1 {
+                Box::pin(shared.forget(shared.stored_key(&delivery))).await;
+            }
             shared.stats.acked.tell(delivery.ack().await);
         }
         Verdict::Duplicate => shared.stats.duplicates.tell(delivery.ack().await),
@@ -254,26 +273,23 @@ async fn settle(shared: &Shared, delivery: Delivery, verdict: Verdict, entry: &E
             return end(EndKind::Postponed(Box::new(delivery), after));
         }
         Verdict::Interrupted(_) => shared.stats.released.tell(delivery.release().await),
-        Verdict::Failed(error) => match entry.retry.next(&delivery, &error, shared.longest_retry) {
-            Some(after) => {
-                let retried = Retried {
-                    id: stable_id(&delivery),
-                    attempt: delivery.attempt(),
-                    due: Instant::now() + after,
-                };
-                let failure = error.failure(&shared.name);
-                shared.remember(&delivery, &failure, after).await;
-                let result = delivery.retry(after, failure).await;
-                let comes_again = result.is_ok();
-                shared.stats.retried.tell(result);
-                if comes_again {
-                    return end(EndKind::Retried(retried));
-                }
-            }
-            None => return end(give_up(shared, delivery, &error).await),
-        },
+        Verdict::Failed(error) => return end(Box::pin(failed(shared, delivery, error, entry)).await),
     }
     end(EndKind::Settled)
+}
+
+async fn failed(shared: &Shared, delivery: Delivery, error: HandlerError, entry: &Entry) -> EndKind {
+    let Some(after) = entry.retry.next(&delivery, &error, shared.longest_retry) else {
+        return give_up(shared, delivery, &error).await;
+    };
+    let retried =
+        Retried { id: stable_id(&delivery), attempt: delivery.attempt(), due: Instant::now() + after };
+    let failure = error.failure(&shared.name);
+    shared.remember(&delivery, &failure, after).await;
+    let result = delivery.retry(after, failure).await;
+    let comes_again = result.is_ok();
+    shared.stats.retried.tell(result);
+    if comes_again { EndKind::Retried(retried) } else { EndKind::Settled }
 }
 
 async fn give_up(shared: &Shared, delivery: Delivery, error: &HandlerError) -> EndKind {
@@ -282,7 +298,7 @@ async fn give_up(shared: &Shared, delivery: Delivery, error: &HandlerError) -> E
     match bury(delivery, shared.dead_letter.as_ref(), error.failure(&shared.name)).await {
         Ok(Buried::Yes) => {
             shared.stats.dead_lettered.tell(Ok(()));
-            shared.forget_key(stored).await;
+            shared.forget(stored).await;
         }
         Ok(Buried::Later(after)) => {
             shared.stats.retried.tell(Ok(()));
