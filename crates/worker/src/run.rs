@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
 use std::num::NonZeroUsize;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use throughline_core::{Consumer, Delivery, Error, ErrorKind, Result};
+use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
@@ -30,9 +30,11 @@ pub(crate) struct Run {
     /// So many handlers at once.
     limit: usize,
     lanes: Lanes,
-    tasks: JoinSet<Ends>,
-    /// May begin as soon as there is room.
-    ready: VecDeque<Start>,
+    tasks: JoinSet<()>,
+    backlog: Arc<Backlog>,
+    /// How messages ended, as far as others depend on it. Bounded by the messages that are unsettled.
+    ends: mpsc::UnboundedReceiver<End>,
+    ended: mpsc::UnboundedSender<End>,
     /// Gathered for batch routes, by their index.
     batches: HashMap<usize, Gathering>,
     timers: Timers,
@@ -40,10 +42,30 @@ pub(crate) struct Run {
     failed: Option<Error>,
 }
 
-/// What a task came to.
-enum Ends {
-    One(End),
-    Many(Vec<End>),
+/// May begin as soon as there is room. A task takes its next from here, which is much cheaper than a new task.
+#[derive(Default)]
+struct Backlog {
+    queue: Mutex<VecDeque<Start>>,
+    /// Told when there is little left.
+    low: Notify,
+}
+
+impl Backlog {
+    fn queue(&self) -> MutexGuard<'_, VecDeque<Start>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next, and a word where as few as this are left.
+    fn take(&self, low: usize) -> Option<Start> {
+        let mut queue = self.queue();
+        let next = queue.pop_front();
+        let is_low = queue.len() == low;
+        drop(queue);
+        if is_low {
+            self.low.notify_one();
+        }
+        next
+    }
 }
 
 enum Start {
@@ -102,6 +124,7 @@ impl Run {
         limit: usize,
         lanes: Lanes,
     ) -> Self {
+        let (ended, ends) = mpsc::unbounded_channel();
         Self {
             consumer,
             table,
@@ -109,7 +132,9 @@ impl Run {
             limit,
             lanes,
             tasks: JoinSet::new(),
-            ready: VecDeque::new(),
+            backlog: Arc::default(),
+            ends,
+            ended,
             batches: HashMap::new(),
             timers: Timers::default(),
             failed: None,
@@ -143,12 +168,19 @@ impl Run {
             let room = self.room();
             tokio::select! {
                 () = &mut shutdown => return Ok(()),
-                Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => {
-                    self.ended(ended);
-                    while let Some(ended) = self.tasks.try_join_next() {
-                        self.ended(ended);
+                Some(joined) = self.tasks.join_next(), if !self.tasks.is_empty() => {
+                    self.joined(joined);
+                    while let Some(joined) = self.tasks.try_join_next() {
+                        self.joined(joined);
                     }
                 }
+                Some(end) = self.ends.recv() => {
+                    self.left(end);
+                    while let Ok(end) = self.ends.try_recv() {
+                        self.left(end);
+                    }
+                }
+                () = self.backlog.low.notified() => {}
                 received = self.consumer.next_batch(room.unwrap_or(NonZeroUsize::MIN)), if room.is_some() => {
                     let received = received?;
                     if received.is_empty() {
@@ -167,12 +199,9 @@ impl Run {
         }
     }
 
-    /// How many more messages may begin; none while others wait for room.
+    /// How many more messages are taken: those that may begin, and as many that are next.
     fn room(&self) -> Option<NonZeroUsize> {
-        if !self.ready.is_empty() {
-            return None;
-        }
-        NonZeroUsize::new(self.limit.saturating_sub(self.tasks.len()))
+        NonZeroUsize::new((2 * self.limit).saturating_sub(self.tasks.len() + self.backlog.queue().len()))
     }
 
     fn received(&mut self, deliveries: Vec<Delivery>) {
@@ -180,72 +209,65 @@ impl Run {
             self.shared.stats.waited(waited.delay);
         }
         for delivery in deliveries {
-            let admitted = self.lanes.admit(delivery);
-            self.begin(admitted);
+            if let Some(delivery) = self.lanes.admit(delivery) {
+                self.begin(delivery);
+            }
         }
     }
 
-    /// Starts a message, or gathers it; what was lost while it waited gives its place to the next of its key.
-    fn begin(&mut self, mut next: Option<Delivery>) {
+    /// Begins with a message that waited for its key; what was lost meanwhile gives its place to the next.
+    fn begin_held(&mut self, mut next: Option<Delivery>) {
         while let Some(delivery) = next.take() {
-            if delivery.is_lease_lost() {
-                let key = delivery.envelope().ordering_key.clone();
-                next = key.and_then(|key| self.lanes.finished(&key, None));
-                continue;
+            if !delivery.is_lease_lost() {
+                return self.begin(delivery);
             }
-            let entry = self.table.get(delivery.envelope().message_type.as_deref()).clone();
-            let Target::Many(_, options) = &entry.target else {
-                self.ready.push_back(Start::One(delivery, entry));
-                return;
-            };
-            let (max, linger, index) = (options.max.max(1), options.linger, entry.index);
-            self.timers.count += 1;
-            let number = self.timers.count;
-            let gathering = self.batches.entry(index).or_insert_with(|| {
-                self.timers.due.insert((Instant::now() + linger, number), Timer::Batch(index, number));
-                Gathering { entry, deliveries: Vec::new(), number }
-            });
-            gathering.deliveries.push(delivery);
-            if gathering.deliveries.len() >= max {
-                self.gathered(index);
-            }
+            next = delivery.envelope().ordering_key.as_ref().and_then(|key| self.lanes.finished(key, None));
+        }
+    }
+
+    /// Lets a message begin, or gathers it.
+    fn begin(&mut self, delivery: Delivery) {
+        let entry = self.table.get(delivery.envelope().message_type.as_deref()).clone();
+        let Target::Many(_, options) = &entry.target else {
+            self.backlog.queue().push_back(Start::One(delivery, entry));
+            return;
+        };
+        let (max, linger, index) = (options.max.max(1), options.linger, entry.index);
+        self.timers.count += 1;
+        let number = self.timers.count;
+        let gathering = self.batches.entry(index).or_insert_with(|| {
+            self.timers.due.insert((Instant::now() + linger, number), Timer::Batch(index, number));
+            Gathering { entry, deliveries: Vec::new(), number }
+        });
+        gathering.deliveries.push(delivery);
+        if gathering.deliveries.len() >= max {
+            self.gathered(index);
         }
     }
 
     fn gathered(&mut self, index: usize) {
         if let Some(Gathering { entry, deliveries, .. }) = self.batches.remove(&index) {
-            self.ready.push_back(Start::Many(deliveries, entry));
+            self.backlog.queue().push_back(Start::Many(deliveries, entry));
         }
     }
 
+    /// Makes a task for each message that may begin, as long as there is room.
     fn start_ready(&mut self) {
         while self.tasks.len() < self.limit
-            && let Some(start) = self.ready.pop_front()
+            && let Some(start) = self.backlog.take(usize::MAX)
         {
-            let shared = self.shared.clone();
-            match start {
-                Start::One(delivery, entry) => {
-                    self.tasks.spawn(attend(shared, delivery, entry).map(Ends::One));
-                }
-                Start::Many(deliveries, entry) => {
-                    self.tasks.spawn(attend_batch(shared, deliveries, entry).map(Ends::Many));
-                }
-            }
+            let (shared, backlog, ended) = (self.shared.clone(), self.backlog.clone(), self.ended.clone());
+            self.tasks.spawn(work_off(shared, backlog, ended, start, self.limit / 2));
         }
     }
 
-    fn ended(&mut self, ended: Result<Ends, JoinError>) {
-        match ended {
-            Ok(Ends::One(end)) => self.left(end),
-            Ok(Ends::Many(ends)) => ends.into_iter().for_each(|end| self.left(end)),
-            // Handlers' panics are caught; this is a fault of ours, or of what spans are exported to. Its message was
-            // released, but its key may be held for ever: better to end, and be told.
-            Err(error) => {
-                let error =
-                    Error::new(ErrorKind::Internal, "a task of the worker panicked outside of any handler")
-                        .with_source(error);
-                self.failed = Some(error.at("work", self.consumer.address()));
-            }
+    fn joined(&mut self, joined: Result<(), JoinError>) {
+        // Handlers' panics are caught; this is a fault of ours, or of what spans are exported to. Its message was
+        // released, but its key may be held for ever: better to end, and be told.
+        if let Err(error) = joined {
+            let text = "a task of the worker panicked outside of any handler";
+            let error = Error::new(ErrorKind::Internal, text).with_source(error);
+            self.failed = Some(error.at("work", self.consumer.address()));
         }
     }
 
@@ -263,7 +285,7 @@ impl Run {
         let Some(key) = key else { return };
         let given_up = retried.as_ref().map(Retried::given_up);
         let next = self.lanes.finished(&key, retried);
-        self.begin(next);
+        self.begin_held(next);
         if let Some(at) = given_up {
             self.timers.add(at, Timer::GiveUp(key));
         }
@@ -275,9 +297,9 @@ impl Run {
             match timer {
                 Timer::GiveUp(key) => {
                     let next = self.lanes.give_up(&key, now);
-                    self.begin(next);
+                    self.begin_held(next);
                 }
-                Timer::Again(delivery) => self.begin(Some(*delivery)),
+                Timer::Again(delivery) => self.begin_held(Some(*delivery)),
                 Timer::Batch(index, number) => {
                     if self.batches.get(&index).is_some_and(|gathering| gathering.number == number) {
                         self.gathered(index);
@@ -294,7 +316,7 @@ impl Run {
         self.shared.phase.send_replace(Phase::Draining);
         self.consumer.stop().await;
         // Dropped, and so released.
-        self.ready.clear();
+        self.backlog.queue().clear();
         self.batches.clear();
         self.timers.due.clear();
         drop(self.lanes.drain());
@@ -307,6 +329,8 @@ impl Run {
             self.shared.stats.unfinished(unfinished as u64);
             self.tasks.abort_all();
         }
+        // What was put off at the end is dropped, and so released.
+        while self.ends.try_recv().is_ok() {}
         self.failed.take().map_or(Ok(()), Err)
     }
 
@@ -317,15 +341,37 @@ impl Run {
             let tick = until.min(Instant::now() + TICK);
             match tokio::time::timeout_at(tick, self.tasks.join_next()).await {
                 Ok(None) => return,
-                Ok(Some(ended)) => {
-                    self.ended(ended);
-                    // Nothing begins any more.
-                    self.ready.clear();
-                    self.timers.due.clear();
-                }
+                Ok(Some(joined)) => self.joined(joined),
                 Err(_) if Instant::now() >= until => return,
                 Err(_) => {}
             }
         }
+    }
+}
+
+/// Works on messages, one after the other, until none waits.
+async fn work_off(
+    shared: Arc<Shared>,
+    backlog: Arc<Backlog>,
+    ended: mpsc::UnboundedSender<End>,
+    first: Start,
+    low: usize,
+) {
+    let mut next = Some(first);
+    while let Some(start) = next {
+        match start {
+            Start::One(delivery, entry) => {
+                let end = attend(&shared, delivery, &entry).await;
+                if end.matters() {
+                    let _ = ended.send(end);
+                }
+            }
+            Start::Many(deliveries, entry) => {
+                for end in Box::pin(attend_batch(&shared, deliveries, &entry)).await {
+                    let _ = ended.send(end);
+                }
+            }
+        }
+        next = backlog.take(low);
     }
 }

@@ -32,6 +32,13 @@ pub(crate) struct End {
     pub(crate) kind: EndKind,
 }
 
+impl End {
+    /// Whether another message depends on it.
+    pub(crate) fn matters(&self) -> bool {
+        self.key.is_some() || matches!(self.kind, EndKind::Postponed(..))
+    }
+}
+
 pub(crate) enum EndKind {
     Settled,
     /// It comes again.
@@ -41,24 +48,24 @@ pub(crate) enum EndKind {
 }
 
 /// Works on one message. What is rarely needed is on the heap: a task of this is made for every message.
-pub(crate) async fn attend(shared: Arc<Shared>, mut delivery: Delivery, entry: Arc<Entry>) -> End {
+pub(crate) async fn attend(shared: &Shared, mut delivery: Delivery, entry: &Entry) -> End {
+    if delivery.is_lease_lost() {
+        // It waited for too long, and comes again.
+        return End { key: delivery.envelope().ordering_key.clone(), kind: EndKind::Settled };
+    }
     if shared.may_recall(&delivery) {
         Box::pin(shared.recall(&mut delivery)).await;
     }
     let process = delivery.start_process(entry.span_name.clone());
     let context = process.context().clone();
     let message = Message::new(&delivery, &context, shared.phase.subscribe());
-    let verdict = one(&shared, &delivery, &entry, message, &process).with_context(context).await;
+    let verdict = one(shared, &delivery, entry, message, &process).with_context(context).await;
     end(process, &verdict);
-    settle(&shared, delivery, verdict, &entry).await
+    settle(shared, delivery, verdict, entry).await
 }
 
 /// Works on messages of a batch route, together.
-pub(crate) async fn attend_batch(
-    shared: Arc<Shared>,
-    mut deliveries: Vec<Delivery>,
-    entry: Arc<Entry>,
-) -> Vec<End> {
+pub(crate) async fn attend_batch(shared: &Shared, mut deliveries: Vec<Delivery>, entry: &Entry) -> Vec<End> {
     for delivery in &mut deliveries {
         if shared.may_recall(delivery) {
             shared.recall(delivery).await;
@@ -66,14 +73,14 @@ pub(crate) async fn attend_batch(
     }
     let process = Delivery::start_batch_process(&deliveries, entry.span_name.clone());
     let context = process.context().clone();
-    let verdicts = many(&shared, &deliveries, &entry, &context).with_context(context.clone()).await;
+    let verdicts = many(shared, &deliveries, entry, &context).with_context(context.clone()).await;
     // The first that failed stands for all: the span is one.
     match verdicts.iter().find(|verdict| matches!(verdict, Verdict::Failed(_) | Verdict::Interrupted(_))) {
         Some(failed) => end(process, failed),
         None => process.end(),
     }
     let settled = deliveries.into_iter().zip(verdicts);
-    join_all(settled.map(|(delivery, verdict)| settle(&shared, delivery, verdict, &entry))).await
+    join_all(settled.map(|(delivery, verdict)| settle(shared, delivery, verdict, entry))).await
 }
 
 fn end(process: Process<'_>, verdict: &Verdict) {
