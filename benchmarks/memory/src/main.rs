@@ -1,5 +1,5 @@
 //! The portable layer's own cost, on the memory transport: instructions and allocations a message, what tracing adds,
-//! and how long a single message takes.
+//! how long a single message takes, and what a worker costs beside a loop by hand.
 //!
 //! Instructions are counted by valgrind's callgrind, which runs this program twice with different numbers of messages;
 //! the difference leaves out what a run costs once. They are the same on a busy machine.
@@ -7,6 +7,7 @@
 
 mod instructions;
 mod latency;
+mod pace;
 mod report;
 mod work;
 
@@ -51,6 +52,8 @@ enum Command {
         tracing: Tracing,
         messages: usize,
     },
+    /// Only the worker beside a loop by hand, by the clock
+    Pace,
     /// Allocations of a run, as JSON; a process of its own, because a tracer provider is the whole process's
     #[command(hide = true)]
     Allocations {
@@ -76,6 +79,10 @@ fn main() -> Result<()> {
             println!("{allocations}");
             Ok(())
         }
+        Some(Command::Pace) => {
+            println!("{}", runtime.block_on(pace::run())?);
+            Ok(())
+        }
         None => {
             let mut counts = Vec::new();
             for shape in Shape::ALL {
@@ -86,7 +93,9 @@ fn main() -> Result<()> {
             }
             eprintln!("latency");
             let latency = runtime.block_on(latency::run(cli.singles))?;
-            let report = Report { counts, latency };
+            eprintln!("the worker beside a loop by hand");
+            let pace = runtime.block_on(pace::run())?;
+            let report = Report { counts, latency, pace };
             if cli.json {
                 println!("{}", serde_json::to_string(&report)?);
             } else {

@@ -8,12 +8,14 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use crate::instructions;
+use crate::pace::Pace;
 use crate::work::{Shape, Tracing};
 
 #[derive(Serialize)]
 pub(crate) struct Report {
     pub(crate) counts: Vec<Counts>,
     pub(crate) latency: Latency,
+    pub(crate) pace: Pace,
 }
 
 /// What one message costs.
@@ -63,6 +65,7 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "\nsingle messages, µs: publish p50 {publish_p50:.1}, p99 {publish_p99:.1}; publish to handler p50 {to_handler_p50:.1}, p99 {to_handler_p99:.1}"
-        )
+        )?;
+        writeln!(f, "{}", self.pace)
     }
 }

@@ -1,12 +1,16 @@
-//! Publish, receive, ack.
+//! Publish, receive, ack: by hand, and by a worker.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
+use throughline::worker::{Job, Report, Router, Worker};
 use throughline::{Bus, Consumer, Delivery, Envelope, Publisher};
+use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinHandle;
 
 /// Messages of a batch.
 const BATCH: usize = 100;
@@ -20,15 +24,21 @@ pub(crate) enum Shape {
     Batches,
     /// `publish`, `next`, `process`, `ack`, one after the other.
     Singles,
+    /// `publish_batch` of 100, then `next`, `process`, `ack`, one after the other: the loop that a worker stands for.
+    Loop,
+    /// `publish_batch` of 100, which a worker with one route handles.
+    Worker,
 }
 
 impl Shape {
-    pub(crate) const ALL: [Self; 2] = [Self::Batches, Self::Singles];
+    pub(crate) const ALL: [Self; 4] = [Self::Batches, Self::Singles, Self::Loop, Self::Worker];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Batches => "batches",
             Self::Singles => "singles",
+            Self::Loop => "loop",
+            Self::Worker => "worker",
         }
     }
 }
@@ -74,6 +84,28 @@ pub(crate) struct Bench {
     pub(crate) publisher: Publisher,
     pub(crate) consumer: Consumer,
     envelopes: Vec<Arc<Envelope>>,
+    working: Option<Working>,
+}
+
+/// A worker of a queue of its own, and how much it has handled.
+struct Working {
+    publisher: Publisher,
+    handled: Arc<Handled>,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<throughline::Result<Report>>,
+}
+
+#[derive(Default)]
+struct Handled {
+    count: AtomicUsize,
+    all: Notify,
+}
+
+async fn handle(job: Job<Arc<Handled>>) -> Result<(), throughline::Error> {
+    if (job.state().count.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(BATCH) {
+        job.state().all.notify_one();
+    }
+    Ok(())
 }
 
 impl Bench {
@@ -85,6 +117,7 @@ impl Bench {
             consumer: bus.consumer().await?,
             bus,
             envelopes: std::iter::repeat_with(envelope).take(BATCH).collect(),
+            working: None,
         })
     }
 
@@ -98,6 +131,8 @@ impl Bench {
             match shape {
                 Shape::Batches => self.batch().await?,
                 Shape::Singles => self.singles().await?,
+                Shape::Loop => self.one_by_one().await?,
+                Shape::Worker => self.worked().await?,
             }
         }
         Ok(())
@@ -130,7 +165,53 @@ impl Bench {
         Ok(())
     }
 
+    async fn one_by_one(&mut self) -> Result<()> {
+        for result in self.publisher.publish_batch(self.envelopes.iter().cloned()).await {
+            result?;
+        }
+        for _ in 0..BATCH {
+            let delivery = self.consumer.next().await.context("the stream ended")??;
+            delivery.process(async { anyhow::Ok(()) }).await?;
+            delivery.ack().await?;
+        }
+        Ok(())
+    }
+
+    async fn worked(&mut self) -> Result<()> {
+        if self.working.is_none() {
+            self.working = Some(self.start().await?);
+        }
+        let working = self.working.as_ref().context("just started")?;
+        for result in working.publisher.publish_batch(self.envelopes.iter().cloned()).await {
+            result?;
+        }
+        working.handled.all.notified().await;
+        Ok(())
+    }
+
+    async fn start(&self) -> Result<Working> {
+        let consumer = self.bus.consumer_of("?queue=worked&dead_letter=dead", Default::default()).await?;
+        let handled = Arc::new(Handled::default());
+        let worker = Worker::new(consumer, Router::with_state(handled.clone()).on("bench", handle));
+        let (stop, stopped) = oneshot::channel();
+        let shutdown = async {
+            let _ = stopped.await;
+        };
+        let publisher = self.bus.publisher_to("?queue=worked", Default::default()).await?;
+        Ok(Working { publisher, handled, stop, task: tokio::spawn(worker.run(shutdown)) })
+    }
+
     pub(crate) async fn close(self) -> Result<()> {
+        if let Some(Working { handled, stop, task, .. }) = self.working {
+            let _ = stop.send(());
+            let report = task.await??;
+            let count = handled.count.load(Ordering::Relaxed) as u64;
+            ensure!(
+                report.acked == count,
+                "of {count} messages that were handled {} were acked",
+                report.acked
+            );
+        }
         self.consumer.close().await?;
         self.publisher.close().await?;
         Ok(self.bus.close().await?)

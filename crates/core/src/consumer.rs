@@ -200,6 +200,21 @@ impl Consumer {
         self.shared.driver.capabilities()
     }
 
+    /// Where it consumes from.
+    pub fn address(&self) -> &Address {
+        &self.shared.address
+    }
+
+    /// How it works.
+    pub fn options(&self) -> &ConsumeOptions {
+        &self.shared.options
+    }
+
+    /// Whether what is rejected has somewhere to go, by the address or by the broker's own rules.
+    pub fn has_dead_letter(&self) -> bool {
+        self.shared.driver.has_dead_letter()
+    }
+
     /// The driver, for the adapter's own extensions.
     pub fn driver(&self) -> &Arc<dyn driver::Consumer> {
         &self.shared.driver

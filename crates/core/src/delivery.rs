@@ -1,23 +1,27 @@
 //! A received message, and its settlement.
 
+mod process;
+
 use std::borrow::Cow;
 use std::fmt;
-use std::future::Future;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use opentelemetry::context::FutureExt;
-use opentelemetry::trace::{Link, SpanContext, SpanKind, Status, TraceContextExt};
+use opentelemetry::trace::{SpanContext, SpanKind};
 use opentelemetry::{Context, KeyValue};
 use serde::de::DeserializeOwned;
+
+pub use process::Process;
 
 use crate::answer::{Slot, answers};
 use crate::codec::Codec;
 use crate::consumer::Shared;
-use crate::driver::{self, Clock, Settlement};
+use crate::driver::{self, Clock, Receipt, Settlement};
 use crate::envelope::Envelope;
 use crate::error::{Error, ErrorKind, Result};
 use crate::headers::{HeaderValue, Headers};
+use crate::publisher::{Publisher, SendOptions};
 use crate::retry::{Failure, History};
 use crate::settle::Op;
 use crate::timestamp::Timestamp;
@@ -126,6 +130,15 @@ impl Delivery {
         self.message.history.as_deref()
     }
 
+    /// Adds what an attempt store knows, where the broker retries in place and could not carry it: the attempts only go up,
+    /// and the longer history stays.
+    pub fn recall(&mut self, failed_attempts: u32, history: History) {
+        self.message.failed_attempts = self.message.failed_attempts.max(failed_attempts);
+        if self.history().is_none_or(|known| known.count() < history.count()) {
+            self.message.history = Some(Arc::new(history));
+        }
+    }
+
     /// When it was received.
     pub fn received_at(&self) -> Timestamp {
         self.received.into()
@@ -170,117 +183,11 @@ impl Delivery {
         trace::extract(self.headers())
     }
 
-    /// Does the work within a process span that is named after the message type, and records how long the message was
-    /// queued as a span of its own. The span's context is current in `work`, so that the spans of databases and calls, and
-    /// the messages published meanwhile, join the trace.
-    ///
-    /// An error ends the span as failed, with its text; it settles nothing. Dropping the future ends the span.
-    pub async fn process<T, E: fmt::Display>(
-        &self,
-        work: impl Future<Output = Result<T, E>>,
-    ) -> Result<T, E> {
-        self.process_in(None, work).await
-    }
-
-    /// [`process`](Self::process) in a span of this name.
-    pub async fn process_as<T, E: fmt::Display>(
-        &self,
-        name: impl Into<Cow<'static, str>>,
-        work: impl Future<Output = Result<T, E>>,
-    ) -> Result<T, E> {
-        self.process_in(Some(name.into()), work).await
-    }
-
-    async fn process_in<T, E: fmt::Display>(
-        &self,
-        name: Option<Cow<'static, str>>,
-        work: impl Future<Output = Result<T, E>>,
-    ) -> Result<T, E> {
-        let (span, context) = self.start_process(name);
-        let processing = Processing { delivery: self, span, started: Instant::now(), ended: false };
-        let result = work.with_context(context).await;
-        processing.end(result.as_ref().err());
-        result
-    }
-
     /// The creation context, as far as the policy lets it count.
     fn creation(&self) -> Option<SpanContext> {
         match self.shared.options.trace {
             TracePolicy::Ignore => None,
             TracePolicy::Parent | TracePolicy::Link => trace::creation_context(self.headers()),
-        }
-    }
-
-    /// Starts the process span below what the policy says, and records the wait in the queue; gives the span, and the
-    /// context to work in.
-    fn start_process(&self, name: Option<Cow<'static, str>>) -> (Option<Context>, Context) {
-        let current = Context::current();
-        let policy = self.shared.options.trace;
-        let parent = match policy {
-            TracePolicy::Parent => trace::extract_onto(&current, self.headers()),
-            TracePolicy::Link => trace::rootless(&trace::extract_onto(&current, self.headers())),
-            TracePolicy::Ignore => trace::rootless(&current),
-        };
-        let link = self.creation().as_ref().and_then(trace::link);
-        if policy == TracePolicy::Parent {
-            self.queue_delay_span(&parent, link.clone());
-        }
-        let span = trace::start(&parent, SpanKind::Consumer, None, || {
-            let mut attributes = self.message_attributes("process", "process");
-            if let Some(last) = self.history().and_then(History::last) {
-                attributes.extend(retry_reason(last));
-            }
-            Description {
-                name: name.unwrap_or_else(|| self.span_name("process")),
-                attributes,
-                links: link.clone().into_iter().collect(),
-            }
-        });
-        let context = match &span {
-            Some(span) => span.clone(),
-            // Without a tracer the message's own context goes on, unless the policy says otherwise.
-            None if policy == TracePolicy::Ignore => current,
-            None => trace::forwarding(self.headers(), &parent),
-        };
-        if let Some(span) = &span {
-            if policy != TracePolicy::Parent {
-                // In a trace of its own, the wait belongs to the work.
-                self.queue_delay_span(span, link);
-            }
-            let _ = self.processed.set(span.clone());
-        }
-        (span, context)
-    }
-
-    fn queue_delay_span(&self, parent: &Context, link: Option<Link>) {
-        let Some(QueueDelay { delay, clock, clamped }) = self.queue_delay() else { return };
-        // Once a delivery, however often it is processed.
-        if self.processed.get().is_some() {
-            return;
-        }
-        // Stamps are whole milliseconds, cut off: the message came in up to one later, after its publish span began.
-        let waited = delay.saturating_sub(Duration::from_millis(1));
-        let start = self.received.checked_sub(waited).unwrap_or(self.received);
-        let span = trace::start(parent, SpanKind::Internal, Some(start), || {
-            let mut attributes = self.shared.span_attributes.clone();
-            trace::add_envelope_attributes(&mut attributes, self.envelope());
-            attributes.push(KeyValue::new(attribute::QUEUE_DELAY, delay.as_secs_f64()));
-            let clock = match clock {
-                Clock::Broker => "broker",
-                Clock::Publisher => "publisher",
-            };
-            attributes.push(KeyValue::new(attribute::QUEUE_CLOCK, clock));
-            if clamped {
-                attributes.push(KeyValue::new(attribute::QUEUE_CLAMPED, true));
-            }
-            Description {
-                name: format!("queued {}", self.subject()).into(),
-                attributes,
-                links: link.into_iter().collect(),
-            }
-        });
-        if let Some(span) = span {
-            span.span().end_with_timestamp(self.received);
         }
     }
 
@@ -300,11 +207,16 @@ impl Delivery {
         }
     }
 
-    fn message_attributes(&self, operation_type: &'static str, name: &'static str) -> Vec<KeyValue> {
+    fn operation_attributes(&self, operation_type: &'static str, name: &'static str) -> Vec<KeyValue> {
         let mut attributes = self.shared.span_attributes.clone();
         attributes.extend_from_slice(&self.shared.driver.endpoint().attributes);
         attributes.push(KeyValue::new(attribute::OPERATION_TYPE, operation_type));
         attributes.push(KeyValue::new(attribute::OPERATION_NAME, name));
+        attributes
+    }
+
+    fn message_attributes(&self, operation_type: &'static str, name: &'static str) -> Vec<KeyValue> {
+        let mut attributes = self.operation_attributes(operation_type, name);
         trace::add_envelope_attributes(&mut attributes, self.envelope());
         attributes.push(KeyValue::new(attribute::ATTEMPT, i64::from(self.attempt())));
         if let Some(count) = self.receive_count() {
@@ -355,6 +267,26 @@ impl Delivery {
         self.settle(Settlement::Reject { history }).await
     }
 
+    /// Publishes it, as a dead letter, to a destination of any transport: headers, creation context and body are kept, the
+    /// history goes along, and it no longer expires. This settles nothing: [`ack`](Self::ack) the delivery once this is
+    /// `Ok`. The span shows what failed and how often, below the process span.
+    ///
+    /// Errors: as [`Publisher::publish`]; the message stays where it is.
+    pub async fn send_dead_letter(&self, to: &Publisher, failure: impl Into<Failure>) -> Result<Receipt> {
+        let history = self.failed(failure.into());
+        let mut envelope = Envelope::clone(self.envelope());
+        envelope.expires_at = None;
+        let span = self.settle_span(&Settlement::Reject { history: history.clone() });
+        let context = span.clone().unwrap_or_else(Context::current);
+        let options =
+            SendOptions { failed_attempts: self.attempt(), history: Some(history), ..SendOptions::default() };
+        let result = to.publish_with(envelope, options).with_context(context).await;
+        if let Some(span) = span {
+            trace::end(&span, result.as_ref().err());
+        }
+        result
+    }
+
     /// Makes the message available again at once, without recording an attempt. Dropping does the same, without an answer.
     pub async fn release(mut self) -> Result<()> {
         self.settle(Settlement::Release).await
@@ -397,10 +329,7 @@ impl Delivery {
             return None;
         }
         trace::start(&Context::current(), SpanKind::Client, None, || {
-            let mut attributes = self.shared.span_attributes.clone();
-            attributes.extend_from_slice(&self.shared.driver.endpoint().attributes);
-            attributes.push(KeyValue::new(attribute::OPERATION_TYPE, "settle"));
-            attributes.push(KeyValue::new(attribute::OPERATION_NAME, "ack"));
+            let mut attributes = self.operation_attributes("settle", "ack");
             let count = i64::try_from(deliveries.len()).unwrap_or(i64::MAX);
             attributes.push(KeyValue::new(attribute::BATCH_COUNT, count));
             let contexts = deliveries.iter().filter_map(Self::creation);
@@ -431,8 +360,7 @@ impl Delivery {
         let mut history = self.message.history.as_deref().cloned().unwrap_or_default();
         failure.attempt = self.attempt();
         // A hop whose broker could not carry the history of its retries.
-        let known = history.failures().len() as u64 + u64::from(history.omitted());
-        if known < u64::from(self.message.failed_attempts) {
+        if history.count() < self.message.failed_attempts {
             history.set_partial();
         }
         history.push(failure);
@@ -511,44 +439,6 @@ impl Delivery {
                 links: creation.as_ref().and_then(trace::link).into_iter().collect(),
             }
         })
-    }
-}
-
-/// Work under way: its span and its measurement end with it, also when it is dropped or panics.
-struct Processing<'a> {
-    delivery: &'a Delivery,
-    span: Option<Context>,
-    started: Instant,
-    ended: bool,
-}
-
-impl Processing<'_> {
-    fn end<E: fmt::Display>(mut self, failed: Option<&E>) {
-        let error = failed.map(|failed| (std::any::type_name::<E>(), failed.to_string()));
-        self.finish(error);
-    }
-
-    fn finish(&mut self, error: Option<(&'static str, String)>) {
-        let kind = error.as_ref().map(|(kind, _)| *kind);
-        self.delivery.shared.instruments.processed(self.started.elapsed(), kind);
-        if let Some(span) = self.span.take() {
-            let span = span.span();
-            if let Some((kind, text)) = error {
-                span.set_attribute(KeyValue::new(attribute::ERROR_TYPE, kind));
-                span.set_status(Status::error(text));
-            }
-            span.end();
-        }
-        self.ended = true;
-    }
-}
-
-impl Drop for Processing<'_> {
-    fn drop(&mut self) {
-        if !self.ended {
-            let why = if std::thread::panicking() { "panic" } else { "cancelled" };
-            self.finish(Some((why, why.to_owned())));
-        }
     }
 }
 

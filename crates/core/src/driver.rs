@@ -287,8 +287,8 @@ pub trait Consumer: Send + Sync + 'static {
     /// and the call is made again).
     async fn receive(&self, max: NonZeroUsize, wait: Duration) -> Result<Vec<Delivery>>;
 
-    /// Whether what is rejected has somewhere to go. Asked where [`expiry`](Capabilities) is emulated: an expired message is
-    /// rejected if it has, and acked if not.
+    /// Whether what is rejected has somewhere to go. Where [`expiry`](Capabilities) is emulated, an expired message is
+    /// rejected if it has, and acked if not; and a worker does not begin without such a place.
     fn has_dead_letter(&self) -> bool {
         false
     }

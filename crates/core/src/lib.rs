@@ -33,7 +33,7 @@ pub use address::Address;
 pub use capabilities::Capabilities;
 pub use codec::{Codec, Json};
 pub use consumer::{ConsumeOptions, Consumer, Order};
-pub use delivery::{Delivery, QueueDelay};
+pub use delivery::{Delivery, Process, QueueDelay};
 pub use diagnosis::{DiagnoseOptions, Diagnosis};
 pub use driver::{Depth, Receipt};
 pub use envelope::{Envelope, EnvelopeBuilder, IdOrigin};

@@ -142,12 +142,12 @@ impl Instruments {
         self.expired.add(1, &self.receive);
     }
 
-    pub(crate) fn processed(&self, took: Duration, error: Option<&'static str>) {
+    pub(crate) fn processed(&self, took: Duration, error: Option<&str>) {
         match error {
             None => self.process.record(took.as_secs_f64(), &self.processed),
             Some(error) => {
                 let mut attributes = self.processed.clone();
-                attributes.push(KeyValue::new(attribute::ERROR_TYPE, error));
+                attributes.push(KeyValue::new(attribute::ERROR_TYPE, error.to_owned()));
                 self.process.record(took.as_secs_f64(), &attributes);
             }
         }

@@ -23,12 +23,15 @@ pub struct Failure {
     /// The dependency that failed, such as `ads-api`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dependency: Option<String>,
+    /// Which worker it failed on, such as its host's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<String>,
 }
 
 impl Failure {
     /// The longest message that is kept, in bytes.
     pub const MAX_MESSAGE: usize = 512;
-    /// The longest error class and dependency that are kept, in bytes.
+    /// The longest error class, dependency and worker that are kept, in bytes.
     pub const MAX_NAME: usize = 128;
 
     /// A failure of class `error`, now. The attempt is filled in by the delivery that is settled with it.
@@ -39,6 +42,7 @@ impl Failure {
             error: error.into(),
             message: String::new(),
             dependency: None,
+            worker: None,
         }
         .clipped()
     }
@@ -48,6 +52,7 @@ impl Failure {
         self.error = clip(self.error, Self::MAX_NAME);
         self.message = clip(self.message, Self::MAX_MESSAGE);
         self.dependency = self.dependency.map(|dependency| clip(dependency, Self::MAX_NAME));
+        self.worker = self.worker.map(|worker| clip(worker, Self::MAX_NAME));
         self
     }
 
@@ -60,6 +65,12 @@ impl Failure {
     /// The same failure, naming the dependency that failed.
     pub fn dependency(mut self, dependency: impl Into<String>) -> Self {
         self.dependency = Some(dependency.into());
+        self.clipped()
+    }
+
+    /// The same failure, naming the worker it happened on.
+    pub fn worker(mut self, worker: impl Into<String>) -> Self {
+        self.worker = Some(worker.into());
         self.clipped()
     }
 }
@@ -143,6 +154,11 @@ impl History {
     /// The latest failure.
     pub fn last(&self) -> Option<&Failure> {
         self.failures.last()
+    }
+
+    /// How many failures it knows of, those left out for size included.
+    pub fn count(&self) -> u32 {
+        u32::try_from(self.failures.len()).unwrap_or(u32::MAX).saturating_add(self.omitted)
     }
 
     /// How many failures were left out for size.

@@ -225,6 +225,12 @@ impl ScriptedConsumer {
         calls.iter().map(|call| call.iter().map(|(token, s)| (token.tag, s.name())).collect()).collect()
     }
 
+    /// The settlements so far, in order.
+    pub fn settlements(&self) -> Vec<Settlement> {
+        let calls = self.calls.lock().unwrap();
+        calls.iter().flatten().map(|(_, settlement)| settlement.clone()).collect()
+    }
+
     /// The tags of the extensions so far, call by call.
     pub fn extended(&self) -> Vec<Vec<u64>> {
         let calls = self.extended.lock().unwrap();

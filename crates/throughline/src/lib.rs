@@ -48,3 +48,5 @@ pub use throughline_sns as sns;
 pub use throughline_sqlite as sqlite;
 #[cfg(feature = "sqs")]
 pub use throughline_sqs as sqs;
+#[cfg(feature = "worker")]
+pub use throughline_worker as worker;

@@ -218,6 +218,7 @@ async fn dead_letter_says_why(cx: Cx) -> Checked {
     let (queue, dead) = cx.queue_with_dead_letters().await?;
     cx.publisher(&queue).await?.publish(message("rejected")).await?;
     let mut consumer = cx.consumer(&queue).await?;
+    ensure!(consumer.has_dead_letter(), "the consumer says that it has no dead-letter destination");
     cx.next(&mut consumer).await?.retry(Duration::ZERO, "first").await?;
     let failure = Failure::new("http_500").dependency("ads-api").message("no luck");
     cx.next(&mut consumer).await?.reject(failure).await?;
@@ -267,6 +268,7 @@ async fn reject_without_dead_letter_keeps_the_message(cx: Cx) -> Checked {
     let queue = cx.queue().await?;
     cx.publisher(&queue).await?.publish(message("stays")).await?;
     let mut consumer = cx.short_lease_consumer(&queue).await?;
+    ensure!(!consumer.has_dead_letter(), "the consumer says that it has a dead-letter destination");
     let answer = cx.next(&mut consumer).await?.reject("bad").await;
     ensure!(
         answer

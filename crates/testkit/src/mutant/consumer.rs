@@ -245,6 +245,10 @@ impl Consumer for MutantConsumer {
         Ok(received)
     }
 
+    fn has_dead_letter(&self) -> bool {
+        self.inner.has_dead_letter()
+    }
+
     async fn settle(&self, batch: &[(Token, Settlement)]) -> Vec<Result<()>> {
         let mut answers = Vec::new();
         for (token, settlement) in batch {

@@ -439,6 +439,10 @@ impl driver::Consumer for Consumer {
         }
     }
 
+    fn has_dead_letter(&self) -> bool {
+        self.dead_letter().is_some()
+    }
+
     async fn settle(&self, batch: &[(Token, Settlement)]) -> Vec<Result<()>> {
         self.settle_batch(batch).await
     }

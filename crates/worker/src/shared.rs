@@ -1,0 +1,86 @@
+//! What the run loop and the messages under way share.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use throughline_core::{Delivery, Failure, Publisher};
+use tokio::sync::watch;
+
+use crate::health::Stats;
+use crate::job::Phase;
+use crate::middleware::concurrency::stable_id;
+use crate::middleware::idempotency::Idempotency;
+use crate::store::{AttemptStore, Attempts};
+
+/// How long attempts are remembered beyond their retry's delay.
+const KEEP: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What becomes of a handler whose message's lease is lost: another worker may have the message already.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LeaseLost {
+    /// Its future is dropped: whatever it would still do, another does too. What it had begun is as a crash would leave it.
+    #[default]
+    Cancel,
+    /// It is told ([`Job::lease_lost`](crate::Job::lease_lost)) and runs on. With an idempotency store its claim holds the
+    /// other worker off, and its end counts.
+    Tell,
+}
+
+pub(crate) struct Shared {
+    pub(crate) idempotency: Option<Idempotency>,
+    pub(crate) dead_letter: Option<Publisher>,
+    /// Where the broker cannot carry the history of its retries.
+    pub(crate) attempts: Option<Arc<dyn AttemptStore>>,
+    /// The address that is consumed from: what stored attempts belong to.
+    pub(crate) source: String,
+    pub(crate) longest_retry: Option<Duration>,
+    pub(crate) lease_lost: LeaseLost,
+    pub(crate) name: String,
+    pub(crate) phase: watch::Sender<Phase>,
+    pub(crate) stats: Arc<Stats>,
+}
+
+impl Shared {
+    /// The name of a message in the attempt store; none where there is no store, or no id to know it by.
+    pub(crate) fn stored_key(&self, delivery: &Delivery) -> Option<String> {
+        self.attempts.as_ref()?;
+        Some(format!("{} {}", self.source, stable_id(delivery)?))
+    }
+
+    /// Whether anything may be known of a message's earlier attempts: not the first time.
+    pub(crate) fn may_recall(&self, delivery: &Delivery) -> bool {
+        self.attempts.is_some() && (delivery.receive_count() != Some(1) || delivery.attempt() > 1)
+    }
+
+    /// Adds to a message what is known of its earlier attempts.
+    pub(crate) async fn recall(&self, delivery: &mut Delivery) {
+        let (Some(store), Some(key)) = (&self.attempts, self.stored_key(delivery)) else { return };
+        match store.load(&key).await {
+            Ok(Some(Attempts { failed, history })) => delivery.recall(failed, history),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "the earlier attempts of a message could not be looked up"),
+        }
+    }
+
+    /// Remembers a failed attempt of a message that is retried.
+    pub(crate) async fn remember(&self, delivery: &Delivery, failure: &Failure, after: Duration) {
+        let (Some(store), Some(key)) = (&self.attempts, self.stored_key(delivery)) else { return };
+        let mut history = delivery.history().cloned().unwrap_or_default();
+        let mut failure = failure.clone();
+        failure.attempt = delivery.attempt();
+        history.push(failure);
+        let attempts = Attempts { failed: delivery.attempt(), history };
+        if let Err(error) = store.save(&key, &attempts, after.saturating_add(KEEP)).await {
+            tracing::warn!(%error, "a failed attempt could not be remembered: its message's history will be partial");
+        }
+    }
+
+    /// Forgets the attempts of a message that is done.
+    pub(crate) async fn forget(&self, key: Option<String>) {
+        if let (Some(store), Some(key)) = (&self.attempts, key)
+            && let Err(error) = store.forget(&key).await
+        {
+            tracing::warn!(%error, "the attempts of a finished message could not be forgotten");
+        }
+    }
+}

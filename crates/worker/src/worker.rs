@@ -1,0 +1,202 @@
+//! The worker: what it is made of, and its life.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use throughline_core::capabilities::{Level, RetryMeans};
+use throughline_core::{Consumer, Error, ErrorKind, Order, Publisher, Result};
+use tokio::sync::watch;
+
+use crate::health::{Health, Report, Stats};
+use crate::job::Phase;
+use crate::middleware::concurrency::Lanes;
+use crate::middleware::idempotency::Idempotency;
+use crate::middleware::retry::{RetryPolicy, longest};
+use crate::router::{Router, Table};
+use crate::run::Run;
+use crate::shared::{LeaseLost, Shared};
+use crate::store::AttemptStore;
+
+/// Takes messages from a consumer, gives each to its handler, and settles it by what the handler returns.
+///
+/// See the [crate](crate) for the life of a message.
+#[must_use = "a worker does nothing until it runs"]
+pub struct Worker<S = ()> {
+    consumer: Consumer,
+    router: Router<S>,
+    concurrency: usize,
+    per_key: usize,
+    timeout: Option<Duration>,
+    retry: RetryPolicy,
+    dead_letter: Option<Publisher>,
+    idempotency: Option<Idempotency>,
+    attempts: Option<Arc<dyn AttemptStore>>,
+    lease_lost: LeaseLost,
+    drain: Duration,
+    name: String,
+    stats: Arc<Stats>,
+}
+
+impl<S: Send + Sync + 'static> Worker<S> {
+    /// A worker of these messages with these handlers.
+    pub fn new(consumer: Consumer, router: Router<S>) -> Self {
+        Self {
+            consumer,
+            router,
+            concurrency: 32,
+            per_key: 1,
+            timeout: None,
+            retry: RetryPolicy::default(),
+            dead_letter: None,
+            idempotency: None,
+            attempts: None,
+            lease_lost: LeaseLost::default(),
+            drain: Duration::from_secs(25),
+            name: default_name(),
+            stats: Arc::new(Stats::new()),
+        }
+    }
+
+    /// How many handlers run at once; 32 by default. A batch counts as one.
+    pub fn concurrency(mut self, handlers: usize) -> Self {
+        self.concurrency = handlers.max(1);
+        self
+    }
+
+    /// How many messages of one ordering key are handled at once; 1 by default, which keeps their order, a retried one
+    /// included. With more of them order is given up, and this is only a limit.
+    pub fn per_key(mut self, handlers: usize) -> Self {
+        self.per_key = handlers.max(1);
+        self
+    }
+
+    /// How long an attempt may take; unlimited by default. One that takes longer fails, of class `timeout`.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// When failed messages are tried again, where their route does not say.
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.retry = policy;
+        self
+    }
+
+    /// Where messages go that failed for good, on any transport, in place of the source's own dead-letter destination.
+    /// The original is acked once this one has the dead letter durably. The worker does not close the publisher.
+    pub fn dead_letter(mut self, to: Publisher) -> Self {
+        self.dead_letter = Some(to);
+        self
+    }
+
+    /// Acks messages whose work was done before, without doing it again.
+    pub fn idempotency(mut self, idempotency: Idempotency) -> Self {
+        self.idempotency = Some(idempotency);
+        self
+    }
+
+    /// Remembers the history of failed attempts where the broker retries in place and cannot carry it. Without one, dead
+    /// letters there say that their history is partial. Not used on other transports.
+    pub fn attempts(mut self, store: Arc<dyn AttemptStore>) -> Self {
+        self.attempts = Some(store);
+        self
+    }
+
+    /// What becomes of a handler whose message's lease is lost.
+    pub fn on_lease_lost(mut self, then: LeaseLost) -> Self {
+        self.lease_lost = then;
+        self
+    }
+
+    /// How long handlers may run on once the worker is to end; 25 s by default, within the 30 s that Kubernetes gives.
+    /// Then they are dropped, and their messages released.
+    pub fn drain(mut self, time: Duration) -> Self {
+        self.drain = time;
+        self
+    }
+
+    /// What the history of failures calls this worker; by default `HOSTNAME`, or the process id.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// How it is doing, for probes.
+    pub fn health(&self) -> Health {
+        Health(self.stats.clone())
+    }
+
+    /// Works until `shutdown` is ready, or the source ends. Then it takes no more messages, gives back what was not begun,
+    /// waits for the handlers, settles what they did, and closes the consumer.
+    ///
+    /// Errors: `NoDeadLetter` where what fails for good would have nowhere to go, and `Conflict` where a type has two
+    /// handlers, both before anything is taken; and what ended the source. Dropping the future drops the handlers: their
+    /// messages are released.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<Report> {
+        let (table, consumer, concurrency, per_key, drain, shared) = match self.start() {
+            Ok(started) => started,
+            Err((consumer, error)) => {
+                // The first error is the one to tell.
+                let _ = consumer.close().await;
+                return Err(error);
+            }
+        };
+        let keeps_order =
+            consumer.options().order == Order::PerKey && consumer.capabilities().order != Level::No;
+        let lanes = Lanes::new(per_key, keeps_order);
+        Run::new(consumer, table, Arc::new(shared), concurrency, lanes).run(shutdown, drain).await
+    }
+
+    #[expect(clippy::type_complexity, reason = "the parts of one value")]
+    fn start(self) -> Result<(Table, Consumer, usize, usize, Duration, Shared), (Consumer, Error)> {
+        let Self { consumer, router, .. } = self;
+        if self.dead_letter.is_none() && !consumer.has_dead_letter() {
+            let error = Error::new(
+                ErrorKind::NoDeadLetter,
+                "what fails for good has nowhere to go; add dead_letter=… to the address, or give the worker a publisher",
+            );
+            let error = error.at("work", consumer.address());
+            return Err((consumer, error));
+        }
+        let table = match router.into_table(&self.retry, self.timeout) {
+            Ok(table) => table,
+            Err(error) => {
+                let error = error.at("work", consumer.address());
+                return Err((consumer, error));
+            }
+        };
+        let capabilities = consumer.capabilities();
+        let source = consumer.address().to_string();
+        let shared = Shared {
+            idempotency: self.idempotency.map(|idempotency| idempotency.of_source(&source)),
+            dead_letter: self.dead_letter,
+            attempts: self.attempts.filter(|_| capabilities.retry == RetryMeans::InPlace),
+            longest_retry: longest(capabilities),
+            source,
+            lease_lost: self.lease_lost,
+            name: self.name,
+            phase: watch::channel(Phase::Running).0,
+            stats: self.stats,
+        };
+        Ok((table, consumer, self.concurrency, self.per_key, self.drain, shared))
+    }
+}
+
+fn default_name() -> String {
+    std::env::var("HOSTNAME")
+        .ok()
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| format!("process {}", std::process::id()))
+}
+
+impl<S> fmt::Debug for Worker<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker")
+            .field("consumer", &self.consumer)
+            .field("router", &self.router)
+            .field("concurrency", &self.concurrency)
+            .finish_non_exhaustive()
+    }
+}
