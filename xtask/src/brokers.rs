@@ -121,6 +121,12 @@ pub(crate) fn python(permission: Permission) -> Result<Export> {
     Ok((tb::PYTHON_VAR.to_owned(), path.display().to_string()))
 }
 
+/// The browser that tests open our pages in.
+pub(crate) fn browser(permission: Permission) -> Result<Export> {
+    let path = tb::browser::chromium(permission)?;
+    Ok((tb::BROWSER_VAR.to_owned(), path.display().to_string()))
+}
+
 pub(crate) fn up(names: &[String], permission: Permission, base: &Path, checkout: &Path) -> Result<Outcome> {
     // Two at once would each start their own.
     let _lock = tb::folder::lock(base, "up.lock")?;

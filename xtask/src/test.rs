@@ -158,9 +158,11 @@ impl Run<'_> {
                 kind.install(permission)?;
             }
         }
-        match brokers::python(permission) {
-            Ok(export) => self.exports.push(export),
-            Err(error) => self.do_without(error)?,
+        for helper in [brokers::python, brokers::browser] {
+            match helper(permission) {
+                Ok(export) => self.exports.push(export),
+                Err(error) => self.do_without(error)?,
+            }
         }
         let names: Vec<String> = provided.iter().map(ToString::to_string).collect();
         Ok((true, names.join(", ")))

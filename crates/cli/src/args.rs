@@ -111,6 +111,9 @@ pub(crate) struct DemoArgs {
     /// attributes (an object) and links (trace_id, span_id, attributes). Spans come in the order of the waterfall.
     #[arg(long)]
     pub(crate) json: bool,
+    /// Also write the waterfall as a page, with every span's attributes; it needs nothing but itself
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<std::path::PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]

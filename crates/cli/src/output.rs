@@ -13,8 +13,6 @@ pub(crate) const RED: Style = AnsiColor::Red.on_default().bold();
 pub(crate) const YELLOW: Style = AnsiColor::Yellow.on_default();
 pub(crate) const CYAN: Style = AnsiColor::Cyan.on_default();
 pub(crate) const GREEN: Style = AnsiColor::Green.on_default();
-pub(crate) const BLUE: Style = AnsiColor::Blue.on_default();
-pub(crate) const MAGENTA: Style = AnsiColor::Magenta.on_default();
 
 /// When to colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +49,10 @@ impl Paint {
 
     pub(crate) fn for_stdout(color: Color) -> Self {
         Self { on: color.wanted(io::stdout().is_terminal()) }
+    }
+
+    pub(crate) fn is_on(self) -> bool {
+        self.on
     }
 
     pub(crate) fn apply(self, style: Style, text: impl Display) -> String {

@@ -185,6 +185,23 @@ fn colour_can_be_asked_for() {
 }
 
 #[test]
+fn the_page_shows_the_same_and_one_that_cannot_be_written_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("trace.html");
+    let run = run(&["demo", "--json", "--html", file.to_str().unwrap()]);
+    assert_eq!((run.code, run.stderr.as_str()), (0, ""));
+    let page = std::fs::read_to_string(&file).unwrap();
+    for span in &Trace::read(&run.stdout).0 {
+        let id = format!("{}-{}", span["trace_id"].as_str().unwrap(), span["span_id"].as_str().unwrap());
+        assert!(page.contains(&format!("<details id=\"{id}\"")), "{span}");
+    }
+    let missing = folder.path().join("missing/trace.html");
+    let run = common::run(&["demo", "--html", missing.to_str().unwrap()]);
+    assert_eq!(run.code, 1);
+    assert!(run.stderr.contains("cannot write the page to ") && run.stderr.contains("trace.html"), "{run:?}");
+}
+
+#[test]
 fn an_address_without_a_queue_gets_one_of_its_own() {
     let run = run(&["demo", "--json", "--via", "memory:elsewhere"]);
     assert_eq!(run.code, 0, "{}", run.stderr);

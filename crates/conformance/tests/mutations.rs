@@ -51,6 +51,7 @@ const BROKEN: &[(&str, M, &str)] = &[
     ("release_records_no_attempt", M::ReleaseCountsAsFailure, "it is attempt 2"),
     ("dead_letter_keeps_the_message", M::DeadLetterLosesHeaders, "came out as absent"),
     ("dead_letter_says_why", M::DeadLetterForgetsWhy, "does not say where it was rejected"),
+    ("dead_letter_does_not_expire", M::DeadLetterExpires, "waiting for a message did not end"),
     ("reject_without_dead_letter_keeps_the_message", M::RejectsIntoNothing, "nowhere to go: Ok"),
     ("settling_twice_is_stale", M::StaleIsOk, "ack number 2 is answered Ok"),
     ("late_settlement_is_stale", M::StaleIsOk, "an ack after the redelivery is answered Ok"),

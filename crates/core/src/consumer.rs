@@ -364,7 +364,7 @@ impl Shared {
 
     /// A delivery, unless it has expired and the broker does not see to that.
     fn in_time(&self, delivery: Delivery) -> Option<Delivery> {
-        if !self.checks_expiry || !delivery.envelope().is_expired(Timestamp::now()) {
+        if !self.checks_expiry || !delivery.is_expired(Timestamp::now()) {
             return Some(delivery);
         }
         self.expired.fetch_add(1, Ordering::Relaxed);

@@ -341,6 +341,11 @@ impl Delivery {
         })
     }
 
+    /// Whether its time is over; that of a dead letter never is.
+    pub(crate) fn is_expired(&self, now: Timestamp) -> bool {
+        !self.message.is_dead_letter && self.envelope().is_expired(now)
+    }
+
     /// Its time is over, and the broker has not seen to it: to the dead letters if there are any, else it is removed.
     pub(crate) fn expire(mut self) {
         let settlement = match self.shared.driver.has_dead_letter() {

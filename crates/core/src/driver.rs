@@ -343,6 +343,8 @@ pub struct Delivery {
     pub failed_attempts: u32,
     /// Those failures, where they could be carried.
     pub history: Option<Arc<History>>,
+    /// Whether it is a dead letter. Where [`expiry`](Capabilities) is emulated, one is kept however late somebody looks at it.
+    pub is_dead_letter: bool,
     /// When this hop began, and whose clock that is; a requested delay is added already.
     pub enqueued: Option<(Timestamp, Clock)>,
     /// When the lease ends, where it is renewable.
@@ -360,6 +362,7 @@ impl Delivery {
             receive_count: None,
             failed_attempts: 0,
             history: None,
+            is_dead_letter: false,
             enqueued: None,
             lease_expires: None,
             native: None,

@@ -258,15 +258,17 @@ async fn what_has_expired_is_rejected_or_acked_and_counted_where_the_broker_does
         driver.feed(expired());
         driver.feed(Envelope::new("in time"));
         driver.feed(expired());
+        driver.feed_with(expired(), |delivery| delivery.is_dead_letter = true);
         if let Some(settled) = settled {
             let batch = consumer.next_batch(NonZeroUsize::new(9).unwrap()).await.unwrap();
-            assert_eq!(batch.len(), 1);
-            assert_eq!(batch[0].payload(), b"in time");
+            let bodies: Vec<_> = batch.iter().map(Delivery::payload).collect();
+            assert_eq!(bodies, [&b"in time"[..], b"late"], "a dead letter is kept");
+            drop(batch);
             tokio::time::sleep(Duration::from_millis(50)).await;
             assert!(tokio::time::timeout(Duration::from_millis(1), consumer.next()).await.is_err());
             tokio::time::sleep(Duration::from_millis(50)).await;
             let names: Vec<_> = driver.settled().concat().into_iter().map(|(_, name)| name).collect();
-            assert_eq!(names, [settled; 2]);
+            assert_eq!(names, [settled, settled, "release", "release"]);
             assert_eq!(consumer.expired(), 2);
         } else {
             assert_eq!(next(&mut consumer).await.payload(), b"late");

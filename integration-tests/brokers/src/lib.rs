@@ -23,6 +23,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 pub mod aws;
+pub mod browser;
 pub mod compose;
 pub mod folder;
 mod http;
@@ -45,6 +46,9 @@ pub type Export = (String, String);
 
 /// The variable that names the Python executable which can import the foreign clients ([`python::with_clients`]).
 pub const PYTHON_VAR: &str = "THROUGHLINE_PYTHON";
+
+/// The variable that names the browser which the tests of our pages open them in ([`browser::chromium`]).
+pub const BROWSER_VAR: &str = "THROUGHLINE_CHROMIUM";
 
 /// The variable that names the file to which [`skip`] writes.
 pub const SKIP_LOG_VAR: &str = "THROUGHLINE_SKIP_LOG";

@@ -3,15 +3,15 @@
 mod http;
 mod scenario;
 mod services;
-mod span;
 mod story;
-mod tree;
-mod waterfall;
 mod worker;
 
+use std::path::Path;
 use std::time::Duration;
 
 use console::Term;
+use throughline::Address;
+use throughline_waterfall::{Recorder, Row, html, of_trace, rows, terminal};
 use tokio::runtime::Runtime;
 
 use crate::args::DemoArgs;
@@ -19,9 +19,8 @@ use crate::failure::{Exit, Failure};
 use crate::message::json_line;
 use crate::output::{self, Console, Paint};
 use crate::signals::Stop;
-use crate::telemetry::{Recorder, Telemetry};
+use crate::telemetry::Telemetry;
 use scenario::{Scenario, Stage};
-use span::Span;
 
 /// Where the demo goes without `--via`.
 pub(crate) const DEFAULT_ADDRESS: &str = "memory:throughline-demo?queue=report-sync";
@@ -43,20 +42,31 @@ pub(crate) fn run(
     let result = runtime.block_on(play(args, console));
     telemetry.finish(console);
     let Some(trace) = result? else { return Ok(Exit::Interrupted) };
-    let recorded: Vec<Span> = recorder.take().iter().map(Span::from).collect();
-    let (spans, others) = span::of_trace(recorded, &trace);
-    let rows = tree::rows(&spans);
+    let (spans, others) = of_trace(recorder.take(), &trace);
+    let rows = rows(&spans);
+    let address: Address = args.via.parse()?;
+    if let Some(file) = &args.html {
+        write_page(file, &address, &rows)?;
+    }
     if args.json {
         let lines: Result<String, Failure> = rows.iter().map(|row| json_line(row.span)).collect();
         output::print(&lines?)?;
     } else {
-        let address: throughline::Address = args.via.parse()?;
         let mut text = story::before(&address, &trace, width(), paint);
-        text.push_str(&waterfall::render(&rows, width(), paint));
+        text.push_str(&terminal::render(&rows, width(), paint.is_on()));
         text.push_str(&story::after(&rows, others, &address, width(), paint));
         output::print(&text)?;
     }
     Ok(Exit::Ok)
+}
+
+/// Writes the waterfall as a page.
+fn write_page(file: &Path, address: &Address, rows: &[Row<'_>]) -> Result<(), Failure> {
+    let title = "Throughline: one request, one trace, through a queue";
+    let page = html::page(title, &[("Via", address.to_string())], rows);
+    std::fs::write(file, page).map_err(|error| {
+        Failure::new(Exit::Failed, format!("cannot write the page to {}", file.display())).caused_by(&error)
+    })
 }
 
 /// Plays the scenario; gives the trace's id, or none where the user interrupted it. What it created is gone after it,

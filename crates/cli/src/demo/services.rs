@@ -13,6 +13,7 @@ use opentelemetry::{Context, KeyValue};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use throughline::{Envelope, Publisher};
+use throughline_waterfall::STAND_IN;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
@@ -23,8 +24,6 @@ use crate::failure::{Exit, Failure};
 pub(super) const OPERATION: &str = "campaign.sync_report";
 pub(super) const COMPANY: i64 = 5000;
 pub(super) const PROFILE: i64 = 50_000_100;
-/// What a stand-in's spans say of themselves.
-pub(super) const STAND_IN: &str = "demo.stand_in";
 
 /// The message's payload.
 #[derive(Debug, Serialize, Deserialize)]

@@ -3,12 +3,9 @@
 use std::time::Duration;
 
 use throughline::Address;
+use throughline_waterfall::{Kind, Row, STAND_IN, millis};
 
 use super::scenario::WORKER_LATE;
-use super::services::STAND_IN;
-use super::span::Kind;
-use super::tree::Row;
-use super::waterfall::millis;
 use crate::output::{BOLD, CYAN, DIM, Paint};
 
 /// What plays.
@@ -75,7 +72,7 @@ pub(super) fn after(
         small.push("Through a broker: throughline demo --via amqp://guest:guest@localhost/%2f".to_owned());
     }
     small.push(
-        "As JSON: --json. To a collector: OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318".to_owned(),
+        "As JSON: --json. As a page: --html FILE. To a collector: OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318".to_owned(),
     );
     text.push('\n');
     for line in

@@ -10,8 +10,9 @@ use opentelemetry::{Context, KeyValue, global};
 use throughline::{Consumer, Delivery, Failure as Attempt};
 
 use super::http::{self, Client, SCOPE};
-use super::services::{Job, STAND_IN};
+use super::services::Job;
 use crate::failure::{Exit, Failure};
+use throughline_waterfall::STAND_IN;
 
 /// The wait before the second attempt.
 const RETRY_DELAY: Duration = Duration::from_millis(50);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use throughline_core::capabilities::{Level, RetryMeans};
 use throughline_core::driver::{Settlement, Token, wire};
-use throughline_core::{ConsumeOptions, Consumer, Delivery, ErrorKind, Failure, HeaderValue};
+use throughline_core::{ConsumeOptions, Consumer, Delivery, Envelope, ErrorKind, Failure, HeaderValue};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -25,6 +25,7 @@ pub(crate) const CASES: &[Case] = cases!["settle";
     release_records_no_attempt: "A release is not a failed attempt.",
     dead_letter_keeps_the_message: "A rejected message leaves its queue, and the dead letter keeps body, headers and every field.",
     dead_letter_says_why: "A dead letter says where it was rejected, why, and which dependency failed.",
+    dead_letter_does_not_expire: "A dead letter is kept however late somebody looks at it, also where its message expires.",
     reject_without_dead_letter_keeps_the_message: "A reject with no dead-letter destination is `NoDeadLetter`, and the message stays.",
     settling_twice_is_stale: "A delivery can be settled once; again is `Stale`.",
     late_settlement_is_stale: "A delivery that went to another consumer meanwhile can no longer be settled, and harms nothing.",
@@ -197,9 +198,7 @@ async fn dead_letter_keeps_the_message(cx: Cx) -> Checked {
         return refuses_to_reject(&cx).await;
     }
     let (queue, dead) = cx.queue_with_dead_letters().await?;
-    let mut sent = super::headers::full("rejected");
-    // What has expired may go.
-    sent.expires_at = None;
+    let sent = super::headers::full("rejected");
     cx.publisher(&queue).await?.publish(sent.clone()).await?;
     let mut consumer = cx.consumer(&queue).await?;
     cx.next(&mut consumer).await?.reject("bad").await?;
@@ -240,6 +239,27 @@ async fn dead_letter_says_why(cx: Cx) -> Checked {
         last.is_some_and(|last| last.error == "http_500" && last.dependency.as_deref() == Some("ads-api")),
         "the dead letter's history ends with {last:?}"
     );
+    buried.ack().await?;
+    Ok(Verdict::Passed)
+}
+
+async fn dead_letter_does_not_expire(cx: Cx) -> Checked {
+    if cx.capabilities().dead_letter == Level::No {
+        return refuses_to_reject(&cx).await;
+    }
+    let (queue, dead) = cx.queue_with_dead_letters().await?;
+    let publisher = cx.publisher(&queue).await?;
+    let mut consumer = cx.consumer(&queue).await?;
+    // Joining a queue may take longer than the message lasts.
+    publisher.publish(message("first")).await?;
+    cx.next(&mut consumer).await?.ack().await?;
+    let time = Duration::from_secs(2);
+    let expires = Envelope::builder("conformance.case").payload("expires").expires_in(time).build();
+    publisher.publish(expires).await?;
+    cx.next(&mut consumer).await?.reject("bad").await?;
+    sleep(time + Duration::from_millis(200)).await;
+    let buried = cx.next(&mut cx.consumer(&dead).await?).await?;
+    ensure!(text(buried.envelope()) == "expires", "'{}' came", text(buried.envelope()));
     buried.ack().await?;
     Ok(Verdict::Passed)
 }

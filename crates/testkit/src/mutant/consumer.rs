@@ -111,6 +111,7 @@ impl MutantConsumer {
             Mutation::ForgetsAttempts => delivery.failed_attempts = 0,
             Mutation::CountsEveryDeliveryAsFirst => delivery.receive_count = Some(1),
             Mutation::ForgetsWhenEnqueued => delivery.enqueued = None,
+            Mutation::DeadLetterExpires => delivery.is_dead_letter = false,
             Mutation::DeadLetterForgetsWhy => delivery.native = None,
             Mutation::DeadLetterLosesHeaders if delivery.native.is_some() => {
                 Arc::make_mut(&mut delivery.envelope).headers = throughline_core::Headers::new();

@@ -84,6 +84,7 @@ pub enum Mutation {
     ForgetsAttempts,
     CountsEveryDeliveryAsFirst,
     DeadLetterLosesHeaders,
+    DeadLetterExpires,
     DeadLetterForgetsWhy,
     ForgetsWhenEnqueued,
     RetryStartsANewTrace,
@@ -161,6 +162,7 @@ impl Mutant {
             Mutation::IgnoresHeaderLimit => capabilities.limits.header_bytes = Some(LIMIT),
             Mutation::RefusesLongDelays => capabilities.limits.delay = Some(Duration::from_secs(3600)),
             Mutation::ExtendsWhatIsFixed => capabilities.lease = Lease::Fixed(Duration::from_secs(3600)),
+            Mutation::DeadLetterExpires => capabilities.expiry = Level::Emulated,
             Mutation::DeniesThatItTells => capabilities.unroutable = Level::No,
             Mutation::DeclaresMoreThanTheTransport => capabilities.deduplication = Level::No,
             _ => {}

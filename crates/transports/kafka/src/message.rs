@@ -87,12 +87,10 @@ impl std::fmt::Debug for Message {
     }
 }
 
-/// A record as the portable layer's delivery, with when it is due, where it was delayed, and whether nobody wants it any
-/// more.
+/// A record as the portable layer's delivery, with when it is due, where it was delayed.
 pub(crate) struct Received {
     pub(crate) delivery: driver::Delivery,
     pub(crate) due: Option<Timestamp>,
-    pub(crate) is_expired: bool,
 }
 
 /// Takes a record apart. `epoch` is that of its partition, `topic` the name of it, shared.
@@ -112,8 +110,7 @@ pub(crate) fn receive(
     };
     let Decoded { envelope, failed_attempts, history, enqueued, due, dead_letter } =
         codec::decode(&record, |each| native::each_header(message, each));
-    // What was rejected is kept, however late somebody looks at it.
-    let is_expired = dead_letter.is_empty() && envelope.is_expired(now);
+    let is_dead_letter = !dead_letter.is_empty();
     let native = Message {
         partition: record.partition,
         offset: record.offset,
@@ -126,9 +123,10 @@ pub(crate) fn receive(
     let mut delivery = driver::Delivery::new(Arc::new(envelope), token(epoch, native.offset));
     delivery.failed_attempts = failed_attempts;
     delivery.history = history;
+    delivery.is_dead_letter = is_dead_letter;
     delivery.enqueued = enqueued;
     delivery.native = Some(Arc::new(native));
-    Received { delivery, due: due.filter(|due| *due > now), is_expired }
+    Received { delivery, due: due.filter(|due| *due > now) }
 }
 
 /// Offsets count from 0.

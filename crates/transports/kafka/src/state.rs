@@ -236,16 +236,14 @@ impl State {
     }
 
     fn insert(&mut self, epoch: u64, received: Received, (now, clock): (Instant, Timestamp)) {
-        let Received { delivery, due, is_expired } = received;
+        let Received { delivery, due } = received;
         let Some(partition) = self.partitions.get_mut(&epoch) else { return };
         let at = offset(&delivery.token);
         let bytes = delivery.envelope.payload_len();
         if !partition.insert(at, delivery) {
             return;
         }
-        if is_expired {
-            partition.settle(at);
-        } else if let Some(due) = due {
+        if let Some(due) = due {
             // Alone, whatever its key: what is retried by a topic keeps no order.
             let wait = u64::try_from(due.millis_since(clock)).unwrap_or(0);
             let turn = crate::partition::Turn::Alone(at);

@@ -519,6 +519,7 @@ impl Stored {
         delivery.failed_attempts = self.failed_attempts;
         delivery.history.clone_from(&self.history);
         delivery.enqueued = Some((self.enqueued, Clock::Broker));
+        delivery.is_dead_letter = self.dead_letter.is_some();
         delivery.native = self.dead_letter.clone().map(|why| why as Arc<dyn Native>);
         delivery
     }

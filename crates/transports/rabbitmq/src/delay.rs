@@ -29,6 +29,14 @@ pub(crate) const TIERS: [u64; 20] = [
 /// The longest delay: the highest tier.
 pub(crate) const MAX_DELAY: Duration = Duration::from_millis(86_400_000);
 
+/// How the name of a delay queue begins.
+const TIER: &str = "tl.delay.";
+
+/// Whether a queue is a delay queue, by its name.
+pub(crate) fn is_tier(queue: &[u8]) -> bool {
+    queue.starts_with(TIER.as_bytes())
+}
+
 /// Where a delayed message goes when its time has come.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Target {
@@ -45,7 +53,7 @@ impl Target {
             Self::Queue(name) => ("q", name.as_str()),
             Self::Exchange(name) => ("x", name.as_str()),
         };
-        let full = format!("tl.delay.{kind}.{name}.{tier}");
+        let full = format!("{TIER}{kind}.{name}.{tier}");
         ShortString::try_new(full).unwrap_or_else(|_| hashed(kind, name, tier))
     }
 }
@@ -57,7 +65,7 @@ fn hashed(kind: &str, name: &str, tier: u64) -> ShortString {
     let mut hasher = DefaultHasher::new();
     name.hash(&mut hasher);
     let tail = format!(".{:016x}.{tier}", hasher.finish());
-    let head = format!("tl.delay.{kind}.");
+    let head = format!("{TIER}{kind}.");
     let room = SHORT - head.len() - tail.len();
     let end = (0..=room).rev().find(|at| name.is_char_boundary(*at)).unwrap_or(0);
     let kept = name.get(..end).unwrap_or_default();

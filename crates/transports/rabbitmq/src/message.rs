@@ -7,12 +7,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::message::Delivery as Received;
+use lapin::types::AMQPValue;
 use opentelemetry::KeyValue;
-use throughline_core::driver::{self, Clock, Native, Token};
+use throughline_core::driver::{self, Clock, Native, Token, wire};
 use throughline_core::{HeaderValue, Timestamp};
 
 use crate::codec::{self, Decoded};
-use crate::value;
+use crate::{delay, value};
 
 /// The client's own message behind a delivery: `delivery.native::<throughline_rabbitmq::Message>()`.
 ///
@@ -102,6 +103,7 @@ pub(crate) fn deliver(received: Received, epoch: u64, now: Timestamp) -> driver:
     };
     delivery.failed_attempts = failed_attempts.saturating_add(delivery_count.unwrap_or(0));
     delivery.history = history;
+    delivery.is_dead_letter = is_dead_letter(&properties);
     delivery.enqueued = enqueued.map(|at| (at, Clock::Publisher));
     delivery.native = Some(Arc::new(Message {
         exchange: exchange.into(),
@@ -115,12 +117,26 @@ pub(crate) fn deliver(received: Received, epoch: u64, now: Timestamp) -> driver:
 
 /// Whether a message has expired where the broker could not see it: in a delay queue, which must not be cut short by it.
 pub(crate) fn has_expired_on_the_way(delivery: &driver::Delivery, now: Timestamp) -> bool {
-    delivery.envelope.is_expired(now)
-        && delivery.native.as_ref().and_then(|native| native.as_any().downcast_ref::<Message>()).is_some_and(
-            |message| {
-                let headers = message.properties.headers();
-                message.properties.expiration().is_none()
-                    && headers.as_ref().is_some_and(|headers| headers.contains_key("x-death"))
-            },
-        )
+    let message = delivery.native.as_ref().and_then(|native| native.as_any().downcast_ref::<Message>());
+    !delivery.is_dead_letter
+        && delivery.envelope.is_expired(now)
+        && message.is_some_and(|message| {
+            message.properties.expiration().is_none() && died_in(&message.properties).is_some()
+        })
+}
+
+/// Whether it was rejected by us, or dead-lettered by the broker from a queue that is no delay queue.
+fn is_dead_letter(properties: &BasicProperties) -> bool {
+    let headers = properties.headers().as_ref();
+    headers.is_some_and(|headers| headers.contains_key(wire::DEAD_LETTER_REASON))
+        || died_in(properties).is_some_and(|queue| !delay::is_tier(queue))
+}
+
+/// The queue that the broker dead-lettered it from last: of `x-death`, which it keeps newest first.
+fn died_in(properties: &BasicProperties) -> Option<&[u8]> {
+    let AMQPValue::FieldArray(deaths) = properties.headers().as_ref()?.inner().get("x-death")? else {
+        return None;
+    };
+    let AMQPValue::FieldTable(newest) = deaths.as_slice().first()? else { return None };
+    Some(newest.inner().get("queue")?.as_long_string()?.as_bytes())
 }

@@ -9,7 +9,7 @@ use aws_sdk_sqs::types::{self, MessageAttributeValue, MessageSystemAttributeName
 use opentelemetry::KeyValue;
 use throughline_aws::attribute::{Attribute, AttributeValue};
 use throughline_aws::codec::{self, Decoded, Received};
-use throughline_core::driver::{self, Clock, Native, Token};
+use throughline_core::driver::{self, Clock, Native, Token, wire};
 use throughline_core::{HeaderValue, Timestamp};
 
 use crate::failures::Known;
@@ -133,6 +133,9 @@ pub(crate) fn deliver(message: types::Message, tag: u64, known: impl Fn(&str) ->
     let redeliveries = receive_count.unwrap_or(1).saturating_sub(1).saturating_sub(known.releases);
     delivery.failed_attempts = failed_attempts.saturating_add(redeliveries);
     delivery.history = known.history.or(history);
+    // One of ours, or one that the queue's redrive policy has moved.
+    delivery.is_dead_letter = native.attributes.contains_key(wire::DEAD_LETTER_REASON)
+        || native.system_attributes.contains_key(&MessageSystemAttributeName::DeadLetterQueueSourceArn);
     let sent = native.number(&MessageSystemAttributeName::SentTimestamp).map(Timestamp::from_millis);
     delivery.enqueued = match (known.due, sent) {
         (Some(due), _) => Some((due, Clock::Publisher)),

@@ -173,6 +173,10 @@ async fn a_reject_is_a_dead_letter_that_explains_itself() {
     let topic = rig.create(&source, &options).await;
     let letters = rig.create(&format!("{source}.dlq"), &format!("group={source}-letters")).await;
     let publisher = rig.publisher(&topic).await;
+    let mut consumer = rig.consumer(&topic).await;
+    // Joining a group may take longer than the message lasts.
+    publisher.publish(message("first")).await.unwrap();
+    next(&mut consumer).await.ack().await.unwrap();
     let envelope = Envelope::builder("native.test")
         .key("k")
         .header("tenant", "5000")
@@ -181,7 +185,6 @@ async fn a_reject_is_a_dead_letter_that_explains_itself() {
         .payload("x")
         .build();
     publisher.publish(envelope.clone()).await.unwrap();
-    let mut consumer = rig.consumer(&topic).await;
     let failure = Failure::new("http_503").message("no answer").dependency("ads-api");
     next(&mut consumer).await.reject(failure).await.unwrap();
     rig.settles_at(&topic, 0).await;

@@ -8,7 +8,7 @@ use throughline_core::driver::{Completions, OperationId, Outgoing};
 use throughline_core::{Envelope, ErrorKind, HeaderValue, Retry, SendOptions};
 use throughline_rabbitmq::lapin;
 
-use crate::rig::{Rig, body, message, name, next, raw_get, unique};
+use crate::rig::{Rig, body, message, name, next, nothing, raw_get, unique};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn confirms_are_pipelined_and_order_is_kept() {
@@ -295,6 +295,32 @@ async fn an_expired_message_is_not_delivered_even_after_a_delay() {
     delivery.ack().await.unwrap();
     consumer.close().await.unwrap();
     rig.settles_at(&queue, 0).await;
+    publisher.close().await.unwrap();
+    rig.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_broker_dead_letters_as_expired_is_not_thrown_away_there() {
+    let name = "what_the_broker_dead_letters_as_expired_is_not_thrown_away_there";
+    let Some(rig) = Rig::new(name).await else { return };
+    let dead = unique("dead");
+    let queue = rig.queue(&format!("&dead_letter={dead}")).await;
+    let publisher = rig.publisher(&queue).await;
+    let expiring = || Envelope::builder("t").payload("late").expires_in(Duration::from_millis(50)).build();
+    publisher.publish(expiring()).await.unwrap();
+    // Over a delay queue, and expired there: out of the consumer's hand into the dead letters.
+    publisher.publish_with(expiring(), SendOptions::delayed(Duration::from_millis(400))).await.unwrap();
+    let mut consumer = rig.consumer(&queue).await;
+    assert!(nothing(&mut consumer, Duration::from_millis(1_500)).await);
+    let mut graveyard = rig.consumer(&rig.address(&format!("queue={dead}"))).await;
+    for _ in 0..2 {
+        let letter = next(&mut graveyard).await;
+        assert_eq!(body(&letter), "late");
+        letter.ack().await.unwrap();
+    }
+    for consumer in [consumer, graveyard] {
+        consumer.close().await.unwrap();
+    }
     publisher.close().await.unwrap();
     rig.finish().await;
 }

@@ -2,22 +2,31 @@
 
 use std::collections::HashMap;
 
-use super::span::Span;
+use crate::span::Span;
 
 /// A span at its place in the tree.
 #[derive(Debug)]
-pub(super) struct Row<'a> {
-    pub(super) span: &'a Span,
+pub struct Row<'a> {
+    /// The span.
+    pub span: &'a Span,
     /// Where its parent is among the rows.
-    pub(super) parent: Option<usize>,
+    pub parent: Option<usize>,
     /// What is drawn before its name.
-    pub(super) branch: String,
+    pub branch: String,
     /// What is drawn before the lines below it.
-    pub(super) trunk: String,
+    pub trunk: String,
+}
+
+impl Row<'_> {
+    /// How many spans are above it.
+    pub(crate) fn depth(&self, rows: &[Row<'_>]) -> usize {
+        let above = |row: Option<usize>| row.and_then(|index| rows.get(index));
+        std::iter::successors(above(self.parent), |row| above(row.parent)).count()
+    }
 }
 
 /// The rows of a trace. A span whose parent was not recorded is a root.
-pub(super) fn rows(spans: &[Span]) -> Vec<Row<'_>> {
+pub fn rows(spans: &[Span]) -> Vec<Row<'_>> {
     let known: HashMap<&str, &Span> = spans.iter().map(|span| (span.span_id.as_str(), span)).collect();
     let mut children: HashMap<Option<&str>, Vec<&Span>> = HashMap::new();
     for span in spans {

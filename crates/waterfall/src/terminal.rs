@@ -1,14 +1,17 @@
 //! The waterfall: a row a span, with its place in the tree, its times and its bar, and its attributes below.
 
+use std::fmt;
 use std::time::{Duration, SystemTime};
 
-use anstyle::Style;
+use anstyle::{AnsiColor, Style};
 use serde_json::Value as Json;
 
-use super::services::STAND_IN;
-use super::span::{Kind, Span};
-use super::tree::Row;
-use crate::output::{BLUE, BOLD, CYAN, DIM, GREEN, MAGENTA, Paint, RED, YELLOW, visible};
+use crate::span::{Kind, Span, millis, one_line, since};
+use crate::tree::Row;
+
+const BOLD: Style = Style::new().bold();
+const DIM: Style = Style::new().dimmed();
+const RED: Style = AnsiColor::Red.on_default().bold();
 
 /// The attributes that are shown, in this order. What a span above shows with the same value is not repeated.
 const SHOWN: [&str; 17] = [
@@ -36,12 +39,24 @@ const KIND: usize = 10;
 const NARROWEST_BAR: usize = 12;
 const NARROWEST_NAME: usize = 24;
 
-/// Draws the rows of one trace, `width` columns wide.
-pub(super) fn render(rows: &[Row<'_>], width: usize, paint: Paint) -> String {
+/// Whether styles are written.
+#[derive(Clone, Copy)]
+struct Paint(bool);
+
+impl Paint {
+    fn apply(self, style: Style, text: impl fmt::Display) -> String {
+        let text = text.to_string();
+        if self.0 && !text.is_empty() { format!("{style}{text}{style:#}") } else { text }
+    }
+}
+
+/// Draws the rows of one trace, `width` columns wide (80 at least), in ANSI colours or without.
+pub fn render(rows: &[Row<'_>], width: usize, color: bool) -> String {
+    let paint = Paint(color);
     let Some(begin) = rows.iter().map(|row| row.span.start).min() else { return String::new() };
     let end = rows.iter().map(|row| row.span.end).max().unwrap_or(begin);
     let longest =
-        rows.iter().map(|row| length(&row.branch) + length(&label(row.span))).max().unwrap_or_default();
+        rows.iter().map(|row| length(&row.branch) + length(&row.span.label())).max().unwrap_or_default();
     // Where there is little room, names are worth more than kinds.
     let kind = if longest + KIND + 2 * TIMES + 2 + NARROWEST_BAR <= width { KIND } else { 0 };
     let rest = width.saturating_sub(kind + 2 * TIMES + 2);
@@ -78,7 +93,7 @@ fn line(row: &Row<'_>, name: usize, kind: usize, scale: &Scale, paint: Paint) ->
     let span = row.span;
     let style = style(span);
     let branch = paint.apply(DIM, &row.branch);
-    let label = cut(&label(span), name.saturating_sub(length(&row.branch)));
+    let label = cut(&span.label(), name.saturating_sub(length(&row.branch)));
     let pad = " ".repeat(name.saturating_sub(length(&row.branch) + length(&label)));
     let kind = if kind > 0 { format!("  {:<8}", span.kind.name()) } else { String::new() };
     let start = format!("{:>TIMES$}", millis(since(span.start, scale.begin)));
@@ -125,7 +140,7 @@ fn bar(span: &Span, scale: &Scale) -> String {
     };
     let mut bar = " ".repeat(from) + &body;
     // Asked for, and so not the queue's: the wait before the next attempt.
-    if let Some(delay) = span.attributes.seconds("throughline.retry.delay") {
+    if let Some(delay) = span.put_off() {
         let until = scale.column(end + delay);
         bar.push_str(&"·".repeat(until.saturating_sub(length(&bar))));
     }
@@ -135,20 +150,13 @@ fn bar(span: &Span, scale: &Scale) -> String {
 fn style(span: &Span) -> Style {
     match span.kind {
         _ if span.failed().is_some() => RED,
-        _ if span.is_queue_delay() => YELLOW,
-        Kind::Client => CYAN,
-        Kind::Server => GREEN,
-        Kind::Producer => MAGENTA,
-        Kind::Consumer => BLUE,
+        _ if span.is_queue_delay() => AnsiColor::Yellow.on_default(),
+        Kind::Client => AnsiColor::Cyan.on_default(),
+        Kind::Server => AnsiColor::Green.on_default(),
+        Kind::Producer => AnsiColor::Magenta.on_default(),
+        Kind::Consumer => AnsiColor::Blue.on_default(),
         Kind::Internal => Style::new(),
     }
-}
-
-/// What a span is called here: its name, marked where it failed or stands in for something.
-pub(super) fn label(span: &Span) -> String {
-    let failed = if span.failed().is_some() { "✗ " } else { "" };
-    let stand_in = if span.attributes.get(STAND_IN).is_some() { " (stand-in)" } else { "" };
-    format!("{failed}{}{stand_in}", visible(&span.name).replace('\n', " "))
 }
 
 /// A line below a span.
@@ -163,7 +171,7 @@ fn details(rows: &[Row<'_>], index: usize, width: usize) -> Vec<Detail> {
     let mut lines = Vec::new();
     if let Some(message) = row.span.failed().filter(|message| !message.is_empty()) {
         lines.push(Detail {
-            text: cut(&visible(message).replace('\n', " "), room),
+            text: cut(&one_line(message), room),
             style: RED.effects(anstyle::Effects::new()),
         });
     }
@@ -179,7 +187,7 @@ fn details(rows: &[Row<'_>], index: usize, width: usize) -> Vec<Detail> {
     for link in &row.span.links {
         let target = rows.iter().find(|row| row.span.span_id == link.span_id);
         items.push(match target {
-            Some(target) => format!("link→{}", label(target.span)),
+            Some(target) => format!("link→{}", target.span.label()),
             None => format!("link→{}/{}", link.trace_id, link.span_id),
         });
     }
@@ -212,18 +220,9 @@ fn shown_above(rows: &[Row<'_>], row: &Row<'_>, name: &str, value: &Json) -> boo
 
 fn shown(value: &Json) -> String {
     match value {
-        Json::String(text) => visible(text).replace('\n', " "),
+        Json::String(text) => one_line(text),
         other => other.to_string(),
     }
-}
-
-/// A duration in milliseconds, with its unit.
-pub(super) fn millis(duration: Duration) -> String {
-    format!("{:.1} ms", duration.as_secs_f64() * 1000.0)
-}
-
-fn since(time: SystemTime, begin: SystemTime) -> Duration {
-    time.duration_since(begin).unwrap_or_default()
 }
 
 fn length(text: &str) -> usize {
@@ -243,8 +242,8 @@ fn cut(text: &str, columns: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::demo::span::{Attributes, Link, Outcome};
-    use crate::demo::tree::rows;
+    use crate::span::{Attributes, Link, Outcome};
+    use crate::tree::rows;
     use opentelemetry::KeyValue;
     use std::time::UNIX_EPOCH;
 
@@ -288,7 +287,7 @@ mod tests {
         retry.attributes = attributes(&[KeyValue::new("throughline.retry.delay", 0.02)]);
         // In no order, as they end.
         let spans = [retry, failed, queued, root];
-        let drawn = render(&rows(&spans), 80, Paint::OFF);
+        let drawn = render(&rows(&spans), 80, false);
         let expected = "\
 span                      kind         start      took  0               100.0 ms
 POST /                    client      0.0 ms  100.0 ms  ████████████████████████
@@ -319,7 +318,7 @@ POST /                    client      0.0 ms  100.0 ms  ████████
             deep.push(below);
         }
         for width in [80, 100, 200] {
-            let drawn = render(&rows(&deep), width, Paint::OFF);
+            let drawn = render(&rows(&deep), width, false);
             assert!(drawn.lines().all(|line| length(line) <= width), "{drawn}");
             assert!(drawn.chars().all(|c| c == '\n' || !c.is_control()), "{drawn:?}");
         }
@@ -330,7 +329,7 @@ POST /                    client      0.0 ms  100.0 ms  ████████
         let mut failed = span("1", None, "work", 0, 1);
         failed.status = Outcome::Error { message: "down".into() };
         let spans = [failed];
-        let painted = render(&rows(&spans), 100, Paint::ON);
+        let painted = render(&rows(&spans), 100, true);
         assert!(painted.contains("\u{1b}[31m"));
         let mut plain = String::new();
         let mut escaped = false;
@@ -342,14 +341,14 @@ POST /                    client      0.0 ms  100.0 ms  ████████
                 (false, c) => plain.push(c),
             }
         }
-        assert_eq!(plain, render(&rows(&spans), 100, Paint::OFF));
+        assert_eq!(plain, render(&rows(&spans), 100, false));
     }
 
     #[test]
     fn a_trace_without_spans_or_time_is_drawn_too() {
-        assert_eq!(render(&[], 100, Paint::OFF), "");
+        assert_eq!(render(&[], 100, false), "");
         let spans = [span("1", None, "at once", 0, 0)];
-        assert!(render(&rows(&spans), 100, Paint::OFF).contains("at once"));
+        assert!(render(&rows(&spans), 100, false).contains("at once"));
     }
 
     #[test]

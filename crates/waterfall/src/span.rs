@@ -9,26 +9,43 @@ use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use serde_json::Value as Json;
 
-/// A span as it is drawn and written; `demo --help` documents its JSON.
+/// The attribute that marks a span as one of something that only plays a part, such as a stand-in of a database.
+pub const STAND_IN: &str = "demo.stand_in";
+
+/// A recorded span. As JSON: `trace_id`, `span_id`, `parent_span_id` (null for a root), `name`, `kind` (`internal`, `server`,
+/// `client`, `producer`, `consumer`), `start` and `end` (RFC 3339 with nanoseconds, UTC), `status` (`code` `unset`, `ok` or
+/// `error`, this with a `message`), `attributes` (an object) and `links` (`trace_id`, `span_id`, `attributes`).
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Span {
-    pub(super) trace_id: String,
-    pub(super) span_id: String,
-    pub(super) parent_span_id: Option<String>,
-    pub(super) name: String,
-    pub(super) kind: Kind,
+pub struct Span {
+    /// 32 hexadecimal digits.
+    pub trace_id: String,
+    /// 16 hexadecimal digits.
+    pub span_id: String,
+    /// The span that this one is a part of.
+    pub parent_span_id: Option<String>,
+    /// What was done.
+    pub name: String,
+    /// Its part in the exchange.
+    pub kind: Kind,
+    /// When it began.
     #[serde(serialize_with = "rfc3339")]
-    pub(super) start: SystemTime,
+    pub start: SystemTime,
+    /// When it ended.
     #[serde(serialize_with = "rfc3339")]
-    pub(super) end: SystemTime,
-    pub(super) status: Outcome,
-    pub(super) attributes: Attributes,
-    pub(super) links: Vec<Link>,
+    pub end: SystemTime,
+    /// How it ended.
+    pub status: Outcome,
+    /// What it says of itself.
+    pub attributes: Attributes,
+    /// Spans that it came of, of this trace or others.
+    pub links: Vec<Link>,
 }
 
+/// A span's part in an exchange, as OpenTelemetry has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Kind {
+#[expect(missing_docs, reason = "OpenTelemetry's own names")]
+pub enum Kind {
     Internal,
     Server,
     Client,
@@ -37,7 +54,8 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    pub(super) fn name(self) -> &'static str {
+    /// Its name in JSON.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Internal => "internal",
             Self::Server => "server",
@@ -48,31 +66,49 @@ impl Kind {
     }
 }
 
+/// How a span ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "code", rename_all = "lowercase")]
-pub(super) enum Outcome {
+pub enum Outcome {
+    /// Nothing is said: it went well.
     Unset,
+    /// It is said that it went well.
     Ok,
-    Error { message: String },
+    /// It failed.
+    Error {
+        /// Why.
+        message: String,
+    },
 }
 
+/// Another span that a span came of.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Link {
-    pub(super) trace_id: String,
-    pub(super) span_id: String,
-    pub(super) attributes: Attributes,
+pub struct Link {
+    /// Its trace.
+    pub trace_id: String,
+    /// The span.
+    pub span_id: String,
+    /// What is said of the link.
+    pub attributes: Attributes,
 }
 
 /// Attributes in the order they were set; the last of a name counts.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Attributes(Vec<(String, Json)>);
+pub struct Attributes(Vec<(String, Json)>);
 
 impl Attributes {
-    pub(super) fn get(&self, name: &str) -> Option<&Json> {
+    /// The value of one.
+    pub fn get(&self, name: &str) -> Option<&Json> {
         self.0.iter().find(|(n, _)| n == name).map(|(_, value)| value)
     }
 
-    pub(super) fn seconds(&self, name: &str) -> Option<Duration> {
+    /// All, in their order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Json)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value))
+    }
+
+    /// The value of one that counts seconds.
+    pub fn seconds(&self, name: &str) -> Option<Duration> {
         self.get(name).and_then(Json::as_f64).and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
     }
 }
@@ -101,20 +137,35 @@ impl Serialize for Attributes {
 }
 
 impl Span {
-    pub(super) fn duration(&self) -> Duration {
+    /// How long it took.
+    pub fn duration(&self) -> Duration {
         self.end.duration_since(self.start).unwrap_or_default()
     }
 
-    pub(super) fn failed(&self) -> Option<&str> {
+    /// Why it failed, if it did.
+    pub fn failed(&self) -> Option<&str> {
         match &self.status {
             Outcome::Error { message } => Some(message),
             Outcome::Unset | Outcome::Ok => None,
         }
     }
 
-    /// The waiting in a queue.
-    pub(super) fn is_queue_delay(&self) -> bool {
+    /// Whether it is the waiting of a message in a queue.
+    pub fn is_queue_delay(&self) -> bool {
         self.attributes.get("throughline.queue.delay").is_some()
+    }
+
+    /// How long after its end the message is put off: what a retry asked for.
+    pub fn put_off(&self) -> Option<Duration> {
+        // The process span of the next attempt may say it, too, of the time before it.
+        (self.kind == Kind::Client).then(|| self.attributes.seconds("throughline.retry.delay")).flatten()
+    }
+
+    /// What it is called in a waterfall: its name on one line, marked where it failed or stands in for something real.
+    pub fn label(&self) -> String {
+        let failed = if self.failed().is_some() { "✗ " } else { "" };
+        let stand_in = if self.attributes.get(STAND_IN).is_some() { " (stand-in)" } else { "" };
+        format!("{failed}{}{stand_in}", one_line(&self.name))
     }
 }
 
@@ -153,8 +204,28 @@ impl From<&SpanData> for Span {
     }
 }
 
+/// Text of unknown origin for people, on one line: control characters, which could steer a terminal, are shown escaped.
+pub(crate) fn one_line(text: &str) -> String {
+    text.chars()
+        .map(|c| match c {
+            '\n' | '\t' => " ".to_owned(),
+            c if c.is_control() => c.escape_default().to_string(),
+            c => c.to_string(),
+        })
+        .collect()
+}
+
+/// A duration in milliseconds, with its unit.
+pub fn millis(duration: Duration) -> String {
+    format!("{:.1} ms", duration.as_secs_f64() * 1000.0)
+}
+
+pub(crate) fn since(time: SystemTime, begin: SystemTime) -> Duration {
+    time.duration_since(begin).unwrap_or_default()
+}
+
 /// The spans of one trace, and how many others there were.
-pub(super) fn of_trace(all: Vec<Span>, trace: &str) -> (Vec<Span>, usize) {
+pub fn of_trace(all: Vec<Span>, trace: &str) -> (Vec<Span>, usize) {
     let (of, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|span| span.trace_id == trace);
     (of, others.len())
 }
