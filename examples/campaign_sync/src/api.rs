@@ -28,7 +28,10 @@ pub(crate) async fn serve(servers: &mut JoinSet<()>, events: Publisher) -> Resul
     http::serve(servers, Router::new().route("/sync", post(sync)).with_state(events)).await
 }
 
-async fn sync(State(events): State<Publisher>, Json(request): Json<SyncRequested>) -> (StatusCode, Json<Value>) {
+async fn sync(
+    State(events): State<Publisher>,
+    Json(request): Json<SyncRequested>,
+) -> (StatusCode, Json<Value>) {
     Context::current().span().set_attribute(KeyValue::new("tenant.company_id", request.company));
     match publish(&events, &request).await {
         Ok(id) => (StatusCode::ACCEPTED, Json(json!({ "event": id }))),

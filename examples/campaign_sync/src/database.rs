@@ -53,29 +53,45 @@ impl Database {
     /// Opens it, with the tables and the profiles of the story.
     pub(crate) async fn open(at: &str) -> Result<Self> {
         let seed = PROFILES
-            .map(|id| format!("INSERT INTO profiles VALUES ({id}, {COMPANY}, 'account-{id}') ON CONFLICT DO NOTHING;"))
+            .map(|id| {
+                format!(
+                    "INSERT INTO profiles VALUES ({id}, {COMPANY}, 'account-{id}') ON CONFLICT DO NOTHING;"
+                )
+            })
             .concat();
         if at.starts_with("postgres://") || at.starts_with("postgresql://") {
-            let (client, connection) = tokio_postgres::connect(at, NoTls).await.context("cannot connect to PostgreSQL")?;
+            let (client, connection) =
+                tokio_postgres::connect(at, NoTls).await.context("cannot connect to PostgreSQL")?;
             // It ends with the client.
             tokio::spawn(connection);
             client.batch_execute(&format!("{TABLES}{seed}")).await.context("cannot make the tables")?;
             return Ok(Self::Postgres(Arc::new(client)));
         }
-        let connection = rusqlite::Connection::open(Path::new(at)).with_context(|| format!("cannot open {at}"))?;
+        let connection =
+            rusqlite::Connection::open(Path::new(at)).with_context(|| format!("cannot open {at}"))?;
         connection.execute_batch(&format!("{TABLES}{seed}")).context("cannot make the tables")?;
         Ok(Self::Sqlite(Arc::new(Mutex::new(connection))))
     }
 
     /// The profiles of a company.
     pub(crate) async fn profiles(&self, company: i64) -> Result<Vec<i64>, DatabaseError> {
-        let rows = self.query(("SELECT", "profiles", PROFILES_OF), vec![company], |row| row.get(0), |row| row.get(0));
+        let rows = self.query(
+            ("SELECT", "profiles", PROFILES_OF),
+            vec![company],
+            |row| row.get(0),
+            |row| row.try_get(0),
+        );
         rows.await
     }
 
     /// The account of a profile, if there is one.
     pub(crate) async fn account(&self, profile: i64) -> Result<Option<String>, DatabaseError> {
-        let rows = self.query(("SELECT", "profiles", ACCOUNT_OF), vec![profile], |row| row.get(0), |row| row.get(0));
+        let rows = self.query(
+            ("SELECT", "profiles", ACCOUNT_OF),
+            vec![profile],
+            |row| row.get(0),
+            |row| row.try_get(0),
+        );
         Ok(rows.await?.pop())
     }
 
@@ -106,18 +122,23 @@ impl Database {
         let work = async {
             match client {
                 Ok(client) => {
-                    let values: Vec<_> = values.iter().map(|value| value as &(dyn tokio_postgres::types::ToSql + Sync)).collect();
+                    let values: Vec<_> = values
+                        .iter()
+                        .map(|value| value as &(dyn tokio_postgres::types::ToSql + Sync))
+                        .collect();
                     let rows = client.query(text, &values).await.map_err(DatabaseError::Postgres)?;
                     rows.iter().map(of_postgres).collect::<Result<_, _>>().map_err(DatabaseError::Postgres)
                 }
                 // It may wait for the disk.
-                Err(connection) => blocking(move || {
-                    let connection = connection.lock().unwrap_or_else(PoisonError::into_inner);
-                    let mut statement = connection.prepare_cached(text)?;
-                    let rows = statement.query_map(rusqlite::params_from_iter(values), of_sqlite)?;
-                    rows.collect()
-                })
-                .await,
+                Err(connection) => {
+                    blocking(move || {
+                        let connection = connection.lock().unwrap_or_else(PoisonError::into_inner);
+                        let mut statement = connection.prepare_cached(text)?;
+                        let rows = statement.query_map(rusqlite::params_from_iter(values), of_sqlite)?;
+                        rows.collect()
+                    })
+                    .await
+                }
             }
         };
         let name = format!("{operation} {table}");

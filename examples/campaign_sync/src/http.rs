@@ -80,28 +80,18 @@ impl Client {
                 propagator.inject_context(&Context::current(), &mut HeaderInjector(&mut headers));
             });
             // An empty `tracestate` says nothing.
-            headers.retain_filled();
+            if headers.get("tracestate").is_some_and(|state| state.is_empty()) {
+                headers.remove("tracestate");
+            }
             let response = self.0.post(&url).headers(headers).json(body).send().await?;
             let status = response.status();
             Ok((status, response.json().await?))
         };
-        spanned(format!("POST {path}"), SpanKind::Client, attributes, call, |answer, context| match answer {
+        let end = |answer: &reqwest::Result<(StatusCode, Value)>, context: &Context| match answer {
             Ok((status, _)) => answered(context, *status, status.is_client_error()),
             Err(error) => failed(context, "transport".to_owned(), error.to_string()),
-        })
-        .await
-    }
-}
-
-trait RetainFilled {
-    fn retain_filled(&mut self);
-}
-
-impl RetainFilled for HeaderMap {
-    fn retain_filled(&mut self) {
-        if self.get("tracestate").is_some_and(|value| value.is_empty()) {
-            self.remove("tracestate");
-        }
+        };
+        spanned(format!("POST {path}"), SpanKind::Client, attributes, call, end).await
     }
 }
 
@@ -139,8 +129,9 @@ async fn traced(address: SocketAddr, request: Request, next: Next) -> Response {
         KeyValue::new("server.port", i64::from(address.port())),
     ];
     let work = next.run(request);
-    let served = spanned(format!("{method} {path}"), SpanKind::Server, attributes, work, |response, context| {
-        answered(context, response.status(), false);
-    });
+    let served =
+        spanned(format!("{method} {path}"), SpanKind::Server, attributes, work, |response, context| {
+            answered(context, response.status(), false);
+        });
     served.with_context(parent).await.0
 }

@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use opentelemetry::KeyValue;
 use throughline::worker::{HandlerError, Job, Json, ResultExt, Router};
 
+use crate::ads;
 use crate::database::Database;
 use crate::http::Client;
 use crate::planner::{SYNC_REPORT, SyncReport};
-use crate::ads;
 
 pub(crate) struct Reports {
     pub(crate) database: Database,
@@ -30,7 +30,8 @@ async fn sync_report(Json(report): Json<SyncReport>, job: Job<Reports>) -> Resul
         let missing = format!("there is no profile {}", report.profile);
         return Err(HandlerError::permanent(missing).with_class("unknown_profile"));
     }
-    let impressions = fetch(client, *ads_api, report.profile).await.map_err(|e| e.with_dependency("ads-api"))?;
+    let impressions =
+        fetch(client, *ads_api, report.profile).await.map_err(|e| e.with_dependency("ads-api"))?;
     database.save(report.profile, impressions).await.dependency("database")?;
     Ok(())
 }
@@ -43,5 +44,6 @@ async fn fetch(client: &Client, ads_api: SocketAddr, profile: i64) -> Result<i64
         return Err(error.with_class(format!("http_{}", status.as_u16())));
     }
     let impressions = body.get("impressions").and_then(serde_json::Value::as_i64);
-    impressions.ok_or_else(|| HandlerError::permanent("the report has no impressions").with_class("bad_answer"))
+    impressions
+        .ok_or_else(|| HandlerError::permanent("the report has no impressions").with_class("bad_answer"))
 }

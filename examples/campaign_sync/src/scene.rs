@@ -9,13 +9,13 @@ use throughline::{Consumer, Failure};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::ads;
 use crate::api::{self, SyncRequested};
 use crate::database::{self, Database};
 use crate::http::Client;
 use crate::place::Place;
 use crate::planner::{self, Planner};
 use crate::reports::{self, Reports};
-use crate::ads;
 
 /// The first delay of a retry: shorter than anybody would choose in earnest, so that the picture shows more than waiting.
 const RETRY: Duration = Duration::from_millis(100);
@@ -76,23 +76,26 @@ impl Scene {
 
         let mut crew = Crew::default();
         let planner = planner::router(Planner { jobs, database: self.database.clone() });
-        let plans = crew.hire(self.events.bus.consumer().await?, planner, self.jobs.dead_letters.as_ref()).await?;
+        let plans =
+            crew.hire(self.events.bus.consumer().await?, planner, self.jobs.dead_letters.as_ref()).await?;
         let reports = Reports { database: self.database.clone(), client: client.clone(), ads_api };
         let work = crew.hire(self.jobs.bus.consumer().await?, reports::router(reports), None).await?;
 
-        let (answer, context) = client.post("campaign-api", api, "/sync", &SyncRequested { company: database::COMPANY }).await;
+        let (answer, context) =
+            client.post("campaign-api", api, "/sync", &SyncRequested { company: database::COMPANY }).await;
         match answer.context("the API did not answer")? {
             (status, _) if status.is_success() => {}
             (status, body) => bail!("the API answered {status}: {body}"),
         }
-        crew.watch(|| plans.report().done > 0 && work.report().done + work.report().dead_lettered >= 3).await?;
+        crew.watch(|| plans.report().acked > 0 && work.report().acked + work.report().dead_lettered >= 3)
+            .await?;
         crew.dismiss().await?;
         let dead = self.dead_letter().await?;
         Ok(Played {
             trace: context.span().span_context().trace_id().to_string(),
             events: self.events.bus.address().to_string(),
             jobs: self.jobs.bus.address().to_string(),
-            done: work.report().done,
+            done: work.report().acked,
             retried: work.report().retried,
             dead,
         })
@@ -107,7 +110,13 @@ impl Scene {
         let span = context.span().span_context().clone();
         let read = DeadLetter {
             id: letter.id().to_owned(),
-            key: letter.envelope().ordering_key.as_deref().map(String::from_utf8_lossy).unwrap_or_default().into_owned(),
+            key: letter
+                .envelope()
+                .ordering_key
+                .as_deref()
+                .map(String::from_utf8_lossy)
+                .unwrap_or_default()
+                .into_owned(),
             trace: span.is_valid().then(|| span.trace_id().to_string()),
             failures: letter.history().map(|history| history.failures().to_vec()).unwrap_or_default(),
             is_partial: letter.history().is_none_or(|history| history.is_partial()),
