@@ -54,7 +54,7 @@ fn links_to(span: &Value, target: &Value) -> bool {
     links.iter().any(|link| link["span_id"] == target["span_id"] && link["trace_id"] == target["trace_id"])
 }
 
-/// What WIRE-level tests cannot see: that the whole story hangs together.
+/// The whole story hangs together.
 fn holds(trace: &Trace) {
     let first = &trace.0[0]["trace_id"];
     assert!(trace.0.iter().all(|span| span["trace_id"] == *first));
