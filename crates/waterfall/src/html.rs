@@ -77,7 +77,7 @@ impl Scale {
         (0..100_u32)
             .map(|n| f64::from(n) * step)
             // The end has its own mark, and needs room for it.
-            .take_while(|at| *at <= total - step * 0.4)
+            .take_while(|at| *at <= total - step * 0.6)
             .filter_map(|at| Duration::try_from_secs_f64(at).ok())
             .chain([self.total])
             .collect()

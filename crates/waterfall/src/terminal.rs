@@ -179,9 +179,12 @@ fn details(rows: &[Row<'_>], index: usize, width: usize) -> Vec<Detail> {
         .iter()
         .filter_map(|name| {
             let value = row.span.attributes.get(name).filter(|value| !shown_above(rows, row, name, value))?;
-            // Both are in seconds, which their names do not say.
-            let unit = if name.ends_with(".delay") { " s" } else { "" };
-            Some(format!("{name}={}{unit}", shown(value)))
+            // In seconds, which their names do not say; and to the millisecond.
+            let delay = value.as_f64().filter(|_| name.ends_with(".delay"));
+            Some(match delay {
+                Some(seconds) => format!("{name}={} s", (seconds * 1000.0).round() / 1000.0),
+                None => format!("{name}={}", shown(value)),
+            })
         })
         .collect();
     for link in &row.span.links {
@@ -208,6 +211,10 @@ fn details(rows: &[Row<'_>], index: usize, width: usize) -> Vec<Detail> {
 }
 
 fn shown_above(rows: &[Row<'_>], row: &Row<'_>, name: &str, value: &Json) -> bool {
+    // Another message's attempt above says nothing of this one's.
+    if row.span.kind == Kind::Consumer && name == "throughline.attempt" {
+        return false;
+    }
     let mut above = row.parent.and_then(|parent| rows.get(parent));
     while let Some(ancestor) = above {
         match ancestor.span.attributes.get(name) {
