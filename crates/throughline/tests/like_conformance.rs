@@ -21,7 +21,8 @@ fn main() -> ExitCode {
     let variants = LIKE.iter().filter(|like| names.contains(&like.trim_end_matches("-fifo")));
     libtest::all(variants.map(|like| {
         let base = format!("memory:conformance?like={like}").parse();
-        let harness = base.and_then(|base| Registered::new(&MEMORY, base)).map(|harness| harness.variant(like));
+        let harness =
+            base.and_then(|base| Registered::new(&MEMORY, base)).map(|harness| harness.variant(like));
         // Tables show transports.
         (harness, Settings { reported: false, ..Settings::default() })
     }))

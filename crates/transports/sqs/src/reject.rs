@@ -122,7 +122,8 @@ impl Reject {
             grouped: queue.is_fifo,
             ..Hop::default()
         };
-        let fits = |hop: &Hop<'_>| check_size(codec::encode(&self.envelope, hop).size(), queue.limit()).is_ok();
+        let fits =
+            |hop: &Hop<'_>| check_size(codec::encode(&self.envelope, hop).size(), queue.limit()).is_ok();
         if !fits(&hop) {
             // A message that was at the limit before has no room for its history.
             tracing::warn!("no room in the message for the history of failures: dead-lettered without it");
