@@ -412,6 +412,13 @@ impl Delivery {
         })
     }
 
+    /// Whether its time is over. The clock is looked at only for what can expire.
+    pub(crate) fn is_expired(&self) -> bool {
+        !self.message.is_dead_letter
+            && self.envelope().expires_at.is_some()
+            && self.envelope().is_expired(Timestamp::now())
+    }
+
     /// Its time is over, and the broker has not seen to it: to the dead letters if there are any, else it is removed.
     pub(crate) fn expire(mut self) {
         let settlement = match self.shared.driver.has_dead_letter() {

@@ -136,8 +136,8 @@ pub(crate) fn receive(
     };
     let Decoded { envelope, failed_attempts, history, enqueued, due, dead_letter } =
         codec::decode(content, |each| record.each_header(each));
-    // What was rejected is kept, however late somebody looks at it.
-    let is_expired = dead_letter.is_empty() && envelope.is_expired(now);
+    let is_dead_letter = !dead_letter.is_empty();
+    let is_expired = !is_dead_letter && envelope.is_expired(now);
     let native = Message {
         partition,
         offset,
@@ -151,6 +151,7 @@ pub(crate) fn receive(
     delivery.failed_attempts = failed_attempts;
     delivery.history = history;
     delivery.enqueued = enqueued;
+    delivery.is_dead_letter = is_dead_letter;
     delivery.native = Some(Arc::new(native));
     Received { delivery, due: due.filter(|due| *due > now), is_expired }
 }
