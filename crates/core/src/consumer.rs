@@ -24,7 +24,6 @@ use crate::lease::Leases;
 use crate::metrics::Instruments;
 use crate::publisher::FAR;
 use crate::settle::{self, Op, SettleQueue};
-use crate::timestamp::Timestamp;
 use crate::trace::{self, Description, SpanNames, TracePolicy, attribute};
 
 /// At most so many messages are asked of the driver at once, and so many deferred acks are written at once.
@@ -364,9 +363,7 @@ impl Shared {
 
     /// A delivery, unless it has expired and the broker does not see to that.
     fn in_time(&self, delivery: Delivery) -> Option<Delivery> {
-        // The clock is looked at only for what can expire.
-        let can_expire = self.checks_expiry && delivery.envelope().expires_at.is_some();
-        if !can_expire || !delivery.is_expired(Timestamp::now()) {
+        if !self.checks_expiry || !delivery.is_expired() {
             return Some(delivery);
         }
         self.expired.fetch_add(1, Ordering::Relaxed);

@@ -341,9 +341,11 @@ impl Delivery {
         })
     }
 
-    /// Whether its time is over; that of a dead letter never is.
-    pub(crate) fn is_expired(&self, now: Timestamp) -> bool {
-        !self.message.is_dead_letter && self.envelope().is_expired(now)
+    /// Whether its time is over. The clock is looked at only for what can expire.
+    pub(crate) fn is_expired(&self) -> bool {
+        !self.message.is_dead_letter
+            && self.envelope().expires_at.is_some()
+            && self.envelope().is_expired(Timestamp::now())
     }
 
     /// Its time is over, and the broker has not seen to it: to the dead letters if there are any, else it is removed.

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! `THROUGHLINE_BENCH_MESSAGES` (200,000 a round) and `THROUGHLINE_BENCH_ROUNDS` (5) change the size;
-//! `THROUGHLINE_BENCH_ONLY` (`consume`, `publish: raw`) runs only the contenders whose names contain it.
+//! `THROUGHLINE_BENCH_ONLY` (`consume`, `publish: raw`, `latency`) runs only the contenders whose names contain it.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -18,6 +18,8 @@
 
 #[path = "raw_rdkafka/consume.rs"]
 mod consume;
+#[path = "raw_rdkafka/latency.rs"]
+mod latency;
 #[path = "raw_rdkafka/publish.rs"]
 mod publish;
 #[path = "raw_rdkafka/report.rs"]
@@ -125,6 +127,9 @@ impl Bench {
         self.transport.delete(&source).await.unwrap();
         published.print(self.messages);
         consumed.print(self.messages);
+        if wanted("latency", "") {
+            self.latency(1_000).await;
+        }
     }
 
     async fn fresh(&self) -> Address {

@@ -42,13 +42,13 @@ impl Wire {
         let mut rest = input;
         let mut next = || {
             let (length, after) = rest.split_first()?;
-            let field = if *length == u8::MAX { None } else { Some(usize::from(*length).min(after.len())) };
-            let (field, left) = match field {
-                Some(length) => (Some(&after[..length]), &after[length..]),
-                None => (None, after),
-            };
+            if *length == u8::MAX {
+                rest = after;
+                return Some(None);
+            }
+            let (field, left) = after.split_at(usize::from(*length).min(after.len()));
             rest = left;
-            Some(field)
+            Some(Some(field))
         };
         let bytes = |field: Option<Option<&[u8]>>| field.flatten().map(Bytes::copy_from_slice);
         let mut wire = Self { key: bytes(next()), payload: bytes(next()), headers: Vec::new() };
@@ -66,9 +66,10 @@ impl Wire {
         for field in [self.key.as_deref(), self.payload.as_deref()].into_iter().chain(names) {
             match field {
                 Some(field) => {
-                    let field = &field[..field.len().min(254)];
-                    written.push(field.len() as u8);
-                    written.extend(field);
+                    // 255 is null.
+                    let length = u8::try_from(field.len()).map_or(254, |length| length.min(254));
+                    written.push(length);
+                    written.extend(field.iter().take(length.into()));
                 }
                 None => written.push(u8::MAX),
             }

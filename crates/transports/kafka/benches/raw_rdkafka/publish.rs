@@ -14,16 +14,20 @@ use crate::report::{Span, Started};
 use crate::{BATCH, Bench, IN_FLIGHT, name};
 
 impl Bench {
-    /// As ours: idempotent, acks=all, so many in flight, the same partitioner; an id, a type and a time, as an application would set.
-    pub(crate) async fn publish_raw(&self, topic: &Address, linger: &str) -> Span {
-        let producer: FutureProducer = self
-            .config()
+    /// As ours: idempotent, acks=all, the same partitioner.
+    pub(crate) fn raw_publisher(&self, linger: &str) -> FutureProducer {
+        self.config()
             .set("enable.idempotence", "true")
             .set("acks", "all")
             .set("partitioner", "murmur2_random")
             .set("linger.ms", linger)
             .create()
-            .unwrap();
+            .unwrap()
+    }
+
+    /// So many in flight as ours; an id, a type and a time, as an application would set.
+    pub(crate) async fn publish_raw(&self, topic: &Address, linger: &str) -> Span {
+        let producer = self.raw_publisher(linger);
         let started = Started::now();
         let mut reports = VecDeque::with_capacity(IN_FLIGHT);
         for n in 0..self.messages {
@@ -48,13 +52,13 @@ impl Bench {
         span
     }
 
-    async fn publisher(&self, topic: &Address) -> Publisher {
+    pub(crate) async fn publisher(&self, topic: &Address) -> Publisher {
         let driver = self.transport.publisher(topic).await.unwrap();
         let options = PublishOptions { max_in_flight: IN_FLIGHT, ..PublishOptions::default() };
         Publisher::new(driver, topic, options)
     }
 
-    fn envelope(&self) -> Envelope {
+    pub(crate) fn envelope(&self) -> Envelope {
         Envelope::builder("bench").payload(self.body.clone()).build()
     }
 
