@@ -47,6 +47,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         "sqs:https://user:secret@host/1/q?region=x",
         "sqs://q?endpoint=http://user:secret@host/x&session_token=t",
         "sqlite:/var/x.db?queue=q",
+        "memory:p?a//b%40c=x",
         "sqlite:///var/x.db?topic=t&queue=q&dead_letter=d&max_length=9&dedupe=1m&synchronous=normal",
     ])
 }
