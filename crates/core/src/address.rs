@@ -310,7 +310,7 @@ impl fmt::Display for Address {
         }
         for (index, (name, value)) in self.options().enumerate() {
             f.write_str(if index == 0 { "?" } else { "&" })?;
-            write!(f, "{}=", encode(name).replace('@', "%40"))?;
+            write!(f, "{}=", utf8_percent_encode(name, PLAIN))?;
             if is_secret(name) {
                 f.write_str(REDACTED)?;
             } else {
@@ -354,10 +354,12 @@ fn decode(text: &str, what: &str) -> Result<String> {
     })
 }
 
+/// What would end an option, plus what the parser refuses. Everything else stays readable.
+const SET: &AsciiSet = &CONTROLS.add(b' ').add(b'&').add(b'=').add(b'%').add(b'?');
+/// The same outside a URL: in a name even within one.
+const PLAIN: &AsciiSet = &SET.add(b'@');
+
 fn encode(text: &str) -> String {
-    // What would end an option, plus what the parser refuses. Everything else stays readable.
-    const SET: &AsciiSet = &CONTROLS.add(b' ').add(b'&').add(b'=').add(b'%').add(b'?');
-    const PLAIN: &AsciiSet = &SET.add(b'@');
     let (plain, url) = text.split_at(text.find("//").unwrap_or(text.len()));
     format!("{}{}", utf8_percent_encode(plain, PLAIN), utf8_percent_encode(url, SET))
 }
@@ -424,6 +426,13 @@ mod tests {
         let address = parse("amqp://u:p@host/v?queue=a&heartbeat=5s").without_options(&["queue"]);
         let address = address.with_authority("127.0.0.1:9").with_option("queue", "b");
         assert_eq!(address, parse("amqp://u:p@127.0.0.1:9/v?heartbeat=5s&queue=b"));
+    }
+
+    #[test]
+    fn an_at_in_a_name_is_shown_so_that_it_parses() {
+        let address = parse("memory:p?a//b%40c=x//y@z");
+        assert_eq!(address.option("a//b@c"), Some("x//y@z"));
+        assert_eq!(parse(&address.to_string()).option("a//b@c"), Some("x//***@z"));
     }
 
     #[test]

@@ -57,6 +57,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         "sqlite:/var/x.db?queue=q",
         // Only a value can be a URL, which keeps its '@'.
         "amqp://h/v?a://b%40c=d",
+        "memory:p?a//b%40c=x",
         "sqlite:///var/x.db?topic=t&queue=q&dead_letter=d&max_length=9&dedupe=1m&synchronous=normal",
     ])
 }
