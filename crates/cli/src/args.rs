@@ -81,6 +81,106 @@ pub(crate) enum Command {
     /// Nothing is created, changed, consumed or published. Exit code 1 when something is wrong that loses messages or
     /// cannot work (severity error); warnings and notes are told, and exit with 0.
     Doctor(DoctorArgs),
+    /// Look into a dead-letter queue, tell what failed, and put messages back to work
+    Dlq(DlqArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DlqArgs {
+    #[command(subcommand)]
+    pub(crate) command: DlqCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DlqCommand {
+    /// One line a dead letter
+    List(DlqReadArgs),
+    /// One dead letter: its attempts, headers and payload
+    Show(DlqShowArgs),
+    /// Dead letters by failing dependency and error: how many, since when, and the story of one each
+    Explain(DlqReadArgs),
+    /// Publish dead letters to where they are worked on, as they were made, and remove them once that is durable
+    ///
+    /// Body, headers and creation context stay, so that the new attempts are in the trace of the first; attempts are
+    /// counted anew. Interrupted between publish and removal, a message is redriven twice rather than lost.
+    Redrive(DlqRedriveArgs),
+    /// Delete all dead letters for good
+    Purge(DlqPurgeArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DlqReadArgs {
+    /// The dead-letter queue, such as amqp://guest:guest@localhost/%2f?queue=jobs.dead
+    pub(crate) url: String,
+    /// Read so many at most
+    #[arg(long, value_name = "N", default_value = "1000")]
+    pub(crate) max: NonZeroUsize,
+    /// One JSON object a line
+    ///
+    /// list: id, type, source (where it was rejected), attempts, error, dependency, failed_at, trace_id, history (attempt,
+    /// at, error, message, dependency, worker), history_partial. explain: dependency, error, count, types (how many of
+    /// each), first, last, example (as list).
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DlqShowArgs {
+    /// The dead-letter queue
+    pub(crate) url: String,
+    /// The message's id
+    pub(crate) id: String,
+    /// Look among so many at most
+    #[arg(long, value_name = "N", default_value = "1000")]
+    pub(crate) max: NonZeroUsize,
+    /// A JSON object: as `list`, with headers and payload
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DlqRedriveArgs {
+    /// The dead-letter queue
+    pub(crate) url: String,
+    /// Where to, of any transport: the queue, not a topic whose other subscribers have had the message
+    #[arg(long, value_name = "URL")]
+    pub(crate) to: String,
+    /// Only messages of this type
+    #[arg(long = "type", value_name = "TYPE")]
+    pub(crate) message_type: Option<String>,
+    /// Only those whose last failure was of this dependency
+    #[arg(long, value_name = "NAME")]
+    pub(crate) dependency: Option<String>,
+    /// Only those whose last failure was of this class
+    #[arg(long, value_name = "CLASS")]
+    pub(crate) error: Option<String>,
+    /// So many at most
+    #[arg(long, value_name = "N")]
+    pub(crate) max: Option<NonZeroUsize>,
+    /// So many a second at most
+    #[arg(long, value_name = "N")]
+    pub(crate) rate: Option<std::num::NonZeroU32>,
+    /// Hold so many that are not meant at most; they go back at the end
+    #[arg(long, value_name = "N", default_value = "1000")]
+    pub(crate) scan: NonZeroUsize,
+    /// Only tell which
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// A JSON object: redriven and left, or would_redrive and would_leave
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DlqPurgeArgs {
+    /// The dead-letter queue
+    pub(crate) url: String,
+    /// Yes, for good
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// A JSON object: purged, a number
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

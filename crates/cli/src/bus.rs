@@ -43,6 +43,7 @@ fn operation(command: &str) -> &'static str {
         "create" => "create",
         "delete" => "delete",
         "doctor" => "diagnose",
+        "dlq" => "dlq",
         _ => "connect",
     }
 }

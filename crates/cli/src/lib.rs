@@ -1,4 +1,4 @@
-//! The `throughline` command: `publish`, `consume`, `create`, `delete`, `doctor` and `conform` on any transport, and a `demo` that
+//! The `throughline` command: `publish`, `consume`, `create`, `delete`, `doctor`, `dlq` and `conform` on any transport, and a `demo` that
 //! needs no broker. `throughline --help` documents the exit codes. A library only so that its parsers can be fuzzed: the
 //! command is [`main`].
 
@@ -8,6 +8,7 @@ mod bus;
 mod conform;
 mod consume;
 mod demo;
+mod dlq;
 mod doctor;
 mod failure;
 #[cfg(feature = "fuzzing")]
@@ -70,6 +71,7 @@ fn run(args: Args, console: &Console) -> Result<Exit, Failure> {
                     Command::Create(options) => admin::create(&options).await,
                     Command::Delete(options) => admin::delete(&options).await,
                     Command::Doctor(options) => doctor::run(&options, stdout).await,
+                    Command::Dlq(options) => dlq::run(&options, console, stdout).await,
                     Command::Conform(options) => conform::run(&options, console, stdout).await,
                     Command::Demo(_) => Ok(Exit::Ok),
                 }

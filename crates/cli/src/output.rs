@@ -42,7 +42,6 @@ pub(crate) struct Paint {
 }
 
 impl Paint {
-    #[cfg(test)]
     pub(crate) const OFF: Self = Self { on: false };
     #[cfg(test)]
     pub(crate) const ON: Self = Self { on: true };

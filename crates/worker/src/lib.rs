@@ -35,7 +35,8 @@
 //! 2. A *process span*, named for the message type, is a child of the creation context. It shows attempt, receive count,
 //!    idempotency key, and why the attempt before failed. The handler's own spans are below it, and so is the settlement.
 //! 3. A message that was *done before* is acked without its handler; its span says `throughline.duplicate`. One that
-//!    another worker is at is held until that one's claim ends, and then looked at again: no attempt is counted.
+//!    another worker is at (`throughline.in_progress`) is held until that one's claim ends, and then looked at again: no
+//!    attempt is counted.
 //! 4. The handler returns, fails, takes longer than its [`timeout`](Worker::timeout), or panics; all but the first are
 //!    failures of a class. [`HandlerError`] says whether another attempt makes sense, and which dependency failed.
 //! 5. *Done*: it is acked. *Failed*: it is retried by the transport's best means after the delay of the [`RetryPolicy`], and

@@ -314,12 +314,12 @@ impl Run {
     async fn drain(&mut self, time: Duration) -> Result<()> {
         let until = Instant::now() + time;
         self.shared.phase.send_replace(Phase::Draining);
+        // Taken at once, so that none of it begins any more; released once nothing is received, or it would come again.
+        let waiting = std::mem::take(&mut *self.backlog.queue());
+        let gathered = std::mem::take(&mut self.batches);
+        let timers = std::mem::take(&mut self.timers.due);
         self.consumer.stop().await;
-        // Dropped, and so released.
-        self.backlog.queue().clear();
-        self.batches.clear();
-        self.timers.due.clear();
-        drop(self.lanes.drain());
+        drop((waiting, gathered, timers, self.lanes.drain()));
         self.finish(until).await;
         self.shared.phase.send_replace(Phase::Cancelling);
         self.finish(Instant::now() + GRACE).await;

@@ -15,7 +15,8 @@ use crate::store::{AttemptStore, Attempts};
 /// How long attempts are remembered beyond their retry's delay.
 const KEEP: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What becomes of a handler whose message's lease is lost: another worker may have the message already.
+/// What becomes of a handler whose message's lease is lost: another worker may have the message already. Only where leases
+/// are renewable (memory, SQS): elsewhere a delivery ends with its connection, which is seen when it is settled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LeaseLost {
     /// Its future is dropped: whatever it would still do, another does too. What it had begun is as a crash would leave it.
