@@ -350,8 +350,6 @@ pub struct Delivery {
     pub enqueued: Option<(Timestamp, Clock)>,
     /// When the lease ends, where it is renewable.
     pub lease_expires: Option<Instant>,
-    /// Whether it is a dead letter: what was rejected is kept, however late somebody looks at it, so that it does not expire.
-    pub is_dead_letter: bool,
     /// The client's own message.
     pub native: Option<Arc<dyn Native>>,
 }
@@ -368,7 +366,6 @@ impl Delivery {
             is_dead_letter: false,
             enqueued: None,
             lease_expires: None,
-            is_dead_letter: false,
             native: None,
         }
     }

@@ -123,7 +123,6 @@ struct Stored {
     id: i64,
     receive_count: i64,
     delivery: Delivery,
-    is_dead_letter: bool,
     /// Rank and place.
     at: (i64, i64),
 }
@@ -140,13 +139,14 @@ impl Stored {
         delivery.enqueued = Some((Timestamp::from_millis(row.get(3)?), Clock::Broker));
         delivery.history = codec::history(row.get_ref(4)?).map(Arc::new);
         delivery.receive_count = u32::try_from(receive_count).ok();
+        delivery.is_dead_letter = is_dead_letter;
         delivery.native = is_dead_letter.then(|| Arc::new(DeadLetter(details)) as Arc<dyn Native>);
-        Ok(Self { id, receive_count, delivery, is_dead_letter, at: (row.get(8)?, row.get(9)?) })
+        Ok(Self { id, receive_count, delivery, at: (row.get(8)?, row.get(9)?) })
     }
 
     fn is_expired(&self, now: Timestamp) -> bool {
         // What was rejected is kept, however late somebody looks at it.
-        self.delivery.envelope.is_expired(now) && !self.is_dead_letter
+        !self.delivery.is_dead_letter && self.delivery.envelope.is_expired(now)
     }
 
     /// As it is handed out.
