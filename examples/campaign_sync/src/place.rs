@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use throughline::driver::{Place as Kind, Sibling};
-use throughline::{Address, Bus, registered};
+use throughline::{Address, Bus, ErrorKind, registered};
 
 /// A connected bus with a destination.
 #[derive(Debug)]
@@ -30,19 +30,26 @@ impl Place {
     async fn open(url: &str, wanted: Sibling<'_>) -> Result<Self> {
         let address: Address = url.parse()?;
         let transport = registered(&address)?;
-        address.check_options(transport.options)?;
         let sibling = |wanted: &Sibling<'_>| (transport.sibling)(&address, wanted);
-        let is_named = ["queue", "topic", "exchange", "source", "group"];
-        if is_named.into_iter().any(|option| address.option(option).is_some()) {
-            let dead = address.option("dead_letter").and_then(|name| sibling(&Sibling::queue(name)));
-            if wanted.dead_letter.is_some() && dead.is_none() {
-                bail!("{address} has no dead_letter=: what fails for good would have nowhere to go");
+        let bus = Bus::connect_to(address.clone()).await?;
+        // Who else should know what an address names?
+        let named = bus.publisher().await;
+        bus.close().await?;
+        match named {
+            Err(error) if error.kind() == ErrorKind::InvalidAddress => {
+                let own = sibling(&wanted).with_context(|| error.to_string())?;
+                let dead = wanted.dead_letter.and_then(|name| sibling(&Sibling::queue(name)));
+                Self::connect(own, dead, true).await
             }
-            return Self::connect(address, dead, false).await;
+            Err(error) => Err(error.into()),
+            Ok(_) => {
+                let dead = address.option("dead_letter").and_then(|name| sibling(&Sibling::queue(name)));
+                if wanted.dead_letter.is_some() && dead.is_none() {
+                    bail!("{address} has no dead_letter=: what fails for good would have nowhere to go");
+                }
+                Self::connect(address, dead, false).await
+            }
         }
-        let own = sibling(&wanted).with_context(|| format!("{address} must name a destination"))?;
-        let dead = wanted.dead_letter.and_then(|name| sibling(&Sibling::queue(name)));
-        Self::connect(own, dead, true).await
     }
 
     async fn connect(address: Address, dead: Option<Address>, is_ours: bool) -> Result<Self> {

@@ -134,6 +134,13 @@ fn one_trace_on_memory() {
 }
 
 #[test]
+fn one_trace_on_sqlite() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = format!("sqlite:{}", folder.path().join("bus.db").display());
+    holds(&Trace::of(&file, &file));
+}
+
+#[test]
 fn one_trace_on_rabbitmq() {
     let Some(url) = endpoint::broker("rabbitmq", "one_trace_on_rabbitmq") else { return };
     holds(&Trace::of(&url, &url));
