@@ -31,7 +31,7 @@ Exit codes:
   1    failed: the broker, the network, some of the lines of `publish --lines`, a case of `conform`; an error that
        `doctor` found
   2    usage: a wrong argument, address, file or message; nothing was sent
-  3    the queue, exchange or virtual host does not exist
+  3    the queue, exchange or virtual host does not exist, or the message that `dlq show` was asked for
   4    the credentials were refused, or do not allow this
   130  interrupted before the work was done (`publish`, `demo`, `conform`), or asked twice to stop
 
