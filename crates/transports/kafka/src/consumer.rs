@@ -157,9 +157,16 @@ impl Consumer {
 fn client(cluster: &Cluster, group: &str, destination: &Destination, shared: Arc<Shared>) -> Result<Client> {
     // The brokers' own protocol brings its own assignors, and refuses to be told of one.
     let is_classic = cluster.property("group.protocol").is_none_or(|protocol| protocol == "classic");
-    let cooperative = [("partition.assignment.strategy", "cooperative-sticky")];
+    let defaults = [
+        // So long after its creation librdkafka takes a topic that is not there for one that is not everywhere yet. Ours was
+        // seen before.
+        ("topic.metadata.propagation.max.ms", "5000"),
+        // A deletion is told also where no partition is ours. The default is 5 minutes.
+        ("topic.metadata.refresh.interval.ms", "10000"),
+        ("partition.assignment.strategy", "cooperative-sticky"),
+    ];
     let config = cluster.client(
-        if is_classic { &cooperative } else { &[] },
+        if is_classic { &defaults } else { &defaults[..2] },
         &[
             ("group.id", group),
             ("auto.offset.reset", destination.from.property()),
