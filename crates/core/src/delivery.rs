@@ -237,10 +237,13 @@ impl Delivery {
             return self.settle(Settlement::Ack).await;
         }
         let span = self.settle_span(&Settlement::Ack);
-        let result = self.check_held();
+        let mut result = self.check_held();
         if result.is_ok() {
             let op = self.op(Settlement::Ack, None);
-            self.shared.queue.push([op], false);
+            if !self.shared.queue.push([op], false) {
+                // The consumer is closed.
+                result = Err(stale().at("settle", &self.shared.address));
+            }
         }
         if let Some(span) = span {
             trace::end(&span, result.as_ref().err());

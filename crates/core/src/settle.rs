@@ -49,11 +49,12 @@ impl SettleQueue {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues settlements. After the close they are answered by their dropped slots.
-    pub(crate) fn push(&self, ops: impl IntoIterator<Item = Op>, urgent: bool) {
+    /// Queues settlements, and says whether it did: after the close they are answered by their dropped slots, and those
+    /// without one by who asked.
+    pub(crate) fn push(&self, ops: impl IntoIterator<Item = Op>, urgent: bool) -> bool {
         let mut waiting = self.waiting();
         if waiting.closed {
-            return;
+            return false;
         }
         let before = waiting.ops.len();
         waiting.ops.extend(ops);
@@ -65,6 +66,7 @@ impl SettleQueue {
         if wake {
             self.wake.notify_one();
         }
+        true
     }
 
     pub(crate) fn is_empty(&self) -> bool {

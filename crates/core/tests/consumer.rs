@@ -46,6 +46,17 @@ async fn deferred_acks_are_written_together_or_after_the_linger() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_deferred_ack_after_the_close_is_no_ack() {
+    let driver = ScriptedConsumer::with(DEFERRED);
+    let mut consumer = open(&driver, ConsumeOptions::default());
+    driver.feed(Envelope::new("x"));
+    let held = next(&mut consumer).await;
+    consumer.close().await.unwrap();
+    assert_eq!(held.ack().await.unwrap_err().kind(), ErrorKind::Stale);
+    assert!(driver.settled().concat().iter().all(|(_, name)| *name != "ack"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_deferred_ack_that_fails_is_counted_and_a_stale_one_is_told_at_once() {
     let driver = ScriptedConsumer::with(DEFERRED);
     let mut consumer = open(&driver, ConsumeOptions::default());
