@@ -80,6 +80,8 @@ const PROMOTE: &str = "UPDATE throughline_line SET state = 0 WHERE state = 1 AND
 
 /// So many messages that are due, or have expired, are seen to in one transaction at most.
 const PIECE: i64 = 1000;
+/// A century: the longest lease that is told from one for ever.
+const LONGEST_LEASE: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// The answer to a claim.
 pub(crate) struct Claimed {
@@ -214,7 +216,9 @@ impl Store<'_> {
         if self.next_due(claim.queue)?.is_some_and(|due| due <= self.now) {
             self.wake_due(claim.queue)?;
         }
-        let (due, until) = (self.now.after(claim.lease), Instant::now() + claim.lease);
+        // What is further off than a clock can say is for ever.
+        let lease = claim.lease.min(LONGEST_LEASE);
+        let (due, until) = (self.now.after(lease), Instant::now() + lease);
         let mut claimed = Claimed { deliveries: Vec::new(), next: None, more: false };
         // A PerKey consumer sees the first of each key only; any other sees those behind them, too.
         let lanes: &[Lane] = if claim.order == Order::Any { &[READY, BEHIND] } else { &[READY] };
@@ -226,16 +230,18 @@ impl Store<'_> {
                 if stored.is_empty() {
                     break;
                 }
-                // Those that have expired go first, so that the rest is one range.
+                // All of them as one range, and only then those out of it that have expired: what takes the place of one of
+                // these in its key's line must not be leased along.
+                if let Some(last) = stored.last() {
+                    let (rank, place) = last.at;
+                    self.execute(lane.lease, [due.as_millis(), claim.queue, rank, place])?;
+                }
                 let (gone, stored): (Vec<_>, Vec<_>) =
                     stored.into_iter().partition(|stored| stored.is_expired(self.now));
                 for stored in gone {
                     expired += 1;
                     self.drop_expired(claim.queue, stored.id, &stored.delivery.envelope)?;
                 }
-                let Some(last) = stored.last() else { continue };
-                let (rank, place) = last.at;
-                self.execute(lane.lease, [due.as_millis(), claim.queue, rank, place])?;
                 bytes += stored.iter().map(|stored| stored.delivery.envelope.payload_len()).sum::<usize>();
                 claimed.deliveries.extend(stored.into_iter().map(|stored| stored.leased(until)));
             }

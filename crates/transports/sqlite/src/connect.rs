@@ -69,7 +69,7 @@ pub(crate) fn look(path: &Path) -> Result<(Connection, Found)> {
 
 /// Lets a connection wait for its turn. SQLite's own waits grow, so that who came last is first; these are short and of
 /// random length, so that every process has the same chance.
-fn patient(connection: &mut Connection) -> Result<()> {
+pub(crate) fn patient(connection: &mut Connection) -> Result<()> {
     let mut since = Instant::now();
     let wait = move |count: i32| {
         if count == 0 {

@@ -61,7 +61,8 @@ impl Outbox {
     /// answer that the database is busy.
     ///
     /// Errors: `InvalidMessage` and `LimitExceeded`, and what SQLite says; then nothing of the message was written, and
-    /// the transaction can go on.
+    /// the transaction can go on, unless SQLite has rolled back all of it, as it may for a full disk
+    /// (`Transaction::is_autocommit` says so).
     pub fn publish_in(
         &self,
         transaction: &Transaction<'_>,
@@ -82,10 +83,16 @@ impl Outbox {
         let mut store = Store::new(transaction, Path::new(""));
         let message = New { envelope, delay: Duration::ZERO, failed_attempts: 0, history: None };
         let inserted = store
-            .destination(&self.config)
+            // Written first: a transaction that has read, and then wants to write, is told at once that the database is busy.
+            .execute("UPDATE throughline_meta SET next = next", [])
+            .and_then(|_| store.destination(&self.config))
             .and_then(|queue| store.insert_one(queue.id, &message))
             .and_then(|_| store.flush());
         if inserted.is_err() {
+            if transaction.is_autocommit() {
+                // SQLite has rolled all of it back, as for a full disk.
+                return inserted;
+            }
             run("ROLLBACK TO throughline_outbox")?;
         }
         run("RELEASE throughline_outbox")?;

@@ -53,7 +53,11 @@ impl Store<'_> {
             Settlement::Release => self.release(queue, token)?,
             Settlement::Retry { after, history } => self.retry(queue, token, *after, history)?,
             Settlement::Reject { history } => match &config.dead_letter {
-                Some(dead_letters) => self.reject(queue, token, history, config, dead_letters)?,
+                Some(dead_letters) => match self.reject(queue, token, history, config, dead_letters) {
+                    // Told before anything was written: the others of the batch are settled.
+                    Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Err(error)),
+                    rejected => rejected?,
+                },
                 None => return Ok(Err(no_dead_letter())),
             },
         };

@@ -10,7 +10,7 @@ use throughline_core::{Error, Result, Retry};
 use tokio::sync::oneshot;
 
 use crate::config::Durability;
-use crate::connect::LOG_LIMIT;
+use crate::connect::{self, LOG_LIMIT};
 use crate::error;
 use crate::file::Hub;
 use crate::store::Store;
@@ -312,11 +312,16 @@ impl Writer {
     }
 
     /// Cuts a log that a reader has kept from being copied, once that reader is gone.
-    fn bound_log(&self) {
+    fn bound_log(&mut self) {
         if log_size(&self.path) > LOG_LIMIT {
-            let cut =
-                self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
+            // Without waiting: it would wait for that reader, and keep all others from writing meanwhile.
+            let cut = self.connection.busy_timeout(Duration::ZERO).and_then(|()| {
+                self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0))
+            });
             tracing::debug!(file = %self.path.display(), ?cut, "cut the write-ahead log");
+            if let Err(error) = connect::patient(&mut self.connection) {
+                tracing::warn!(%error, "what is locked is no longer waited for");
+            }
         }
     }
 

@@ -86,6 +86,47 @@ async fn an_expired_message_lets_its_key_go_on_and_a_dead_letter_does_not_expire
 }
 
 #[tokio::test]
+async fn what_takes_the_place_of_an_expired_message_is_delivered_once_beside_others() {
+    let (rig, publisher) = Rig::with_publisher("queue=q").await;
+    let soon = Envelope::builder("t").key("k").payload("expires").expires_in(Duration::from_millis(50));
+    publisher.publish(soon).await.unwrap();
+    publisher.publish(keyed("k", "next of the key")).await.unwrap();
+    publisher.publish(Envelope::builder("t").payload("beside")).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let mut consumer = rig.bus.consumer().await.unwrap();
+    let mut came = Vec::new();
+    for _ in 0..2 {
+        let delivery = next(&mut consumer).await;
+        came.push((text(&delivery), delivery.receive_count()));
+        delivery.ack().await.unwrap();
+    }
+    came.sort();
+    assert_eq!(came, [("beside".to_owned(), Some(1)), ("next of the key".to_owned(), Some(1))]);
+}
+
+#[tokio::test]
+async fn a_reject_without_a_place_to_go_fails_alone() {
+    let (rig, publisher) = Rig::with_publisher("queue=q").await;
+    for n in 0..3 {
+        publisher.publish(Envelope::new(n.to_string())).await.unwrap();
+    }
+    let there_is_none = "?queue=q&dead_letter=missing&create=never";
+    let mut consumer = rig.bus.consumer_of(there_is_none, ConsumeOptions::default()).await.unwrap();
+    let (one, two, three) = (next(&mut consumer).await, next(&mut consumer).await, next(&mut consumer).await);
+    let (one, two, three) = tokio::join!(one.ack(), two.reject("bad"), three.ack());
+    assert_eq!((one.is_ok(), two.unwrap_err().kind(), three.is_ok()), (true, ErrorKind::NotFound, true));
+}
+
+#[tokio::test]
+async fn a_lease_for_ever_is_one() {
+    let (rig, publisher) = Rig::with_publisher("queue=q").await;
+    publisher.publish(Envelope::new("x")).await.unwrap();
+    let options = ConsumeOptions { lease: Duration::MAX, ..ConsumeOptions::default() };
+    let mut consumer = rig.bus.consumer_of("?queue=q", options).await.unwrap();
+    next(&mut consumer).await.ack().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_waiting_consumer_is_woken_by_its_own_process_and_by_others() {
     let (rig, publisher) = Rig::with_publisher("queue=q").await;
     let mut consumer = rig.bus.consumer().await.unwrap();
