@@ -92,12 +92,13 @@ impl<E: Into<HandlerError>> IntoOutcomes for Result<(), E> {
 impl<E: Into<HandlerError>> IntoOutcomes for Vec<Result<(), E>> {
     fn into_outcomes(self, len: usize) -> Vec<Outcome> {
         let mut outcomes: Vec<_> = self.into_iter().map(|outcome| outcome.map_err(Into::into)).collect();
-        outcomes.resize_with(len, || {
-            let text = "the batch handler gave no outcome for this message";
-            Err(HandlerError::retryable(text).with_class("no_outcome"))
-        });
+        outcomes.resize_with(len, || Err(no_outcome()));
         outcomes
     }
+}
+
+fn no_outcome() -> HandlerError {
+    HandlerError::retryable("the batch handler gave no outcome for this message").with_class("no_outcome")
 }
 
 /// Handles several messages at once: an async function of a [`Batch`]. One that fails as a whole, or panics, fails for each
@@ -159,9 +160,8 @@ where
             }
             let mut handled = handler.handle(batch).await.into_iter();
             for outcome in outcomes.iter_mut().filter(|outcome| outcome.is_ok()) {
-                if let Some(handled) = handled.next() {
-                    *outcome = handled;
-                }
+                // What was left out, by whatever the handler returns, is not done.
+                *outcome = handled.next().unwrap_or_else(|| Err(no_outcome()));
             }
             outcomes
         })

@@ -19,6 +19,7 @@ use crate::middleware::concurrency::{Lanes, Retried};
 use crate::middleware::trace::{End, EndKind, attend, attend_batch};
 use crate::router::{Entry, Table, Target};
 use crate::shared::Shared;
+use crate::worker::FAR;
 
 /// How long what was told to stop may take to settle.
 const GRACE: Duration = Duration::from_secs(5);
@@ -232,7 +233,7 @@ impl Run {
             self.backlog.queue().push_back(Start::One(delivery, entry));
             return;
         };
-        let (max, linger, index) = (options.max.max(1), options.linger, entry.index);
+        let (max, linger, index) = (options.max.max(1), options.linger.min(FAR), entry.index);
         self.timers.count += 1;
         let number = self.timers.count;
         let gathering = self.batches.entry(index).or_insert_with(|| {

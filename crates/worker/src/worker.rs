@@ -19,6 +19,9 @@ use crate::run::Run;
 use crate::shared::{LeaseLost, Shared};
 use crate::store::AttemptStore;
 
+/// Further off than anybody waits, and as far as any clock can say: what is longer is as good as for ever.
+pub(crate) const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
 /// Takes messages from a consumer, gives each to its handler, and settles it by what the handler returns.
 ///
 /// See the [crate](crate) for the life of a message.
@@ -113,7 +116,7 @@ impl<S: Send + Sync + 'static> Worker<S> {
     /// How long handlers may run on once the worker is to end; 25 s by default, within the 30 s that Kubernetes gives.
     /// Then they are dropped, and their messages released.
     pub fn drain(mut self, time: Duration) -> Self {
-        self.drain = time;
+        self.drain = time.min(FAR);
         self
     }
 

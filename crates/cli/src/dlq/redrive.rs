@@ -1,5 +1,6 @@
 //! `dlq redrive`: dead letters back to where they are worked on.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use serde_json::json;
@@ -103,8 +104,8 @@ async fn move_all(
     left: &mut Vec<Delivery>,
 ) -> Result<usize, Failure> {
     let mut pace = args.rate.map(|rate| tokio::time::interval(Duration::from_secs(1) / rate.get()));
-    let mut redriven = 0;
-    while args.max.is_none_or(|max| redriven < max.get()) && left.len() < args.scan.get() {
+    let mut moved = HashSet::new();
+    while args.max.is_none_or(|max| moved.len() < max.get()) && left.len() < args.scan.get() {
         let next = tokio::select! {
             next = tokio::time::timeout(QUIET, consumer.next()) => next,
             () = stop.wait() => break,
@@ -112,7 +113,9 @@ async fn move_all(
         let Ok(Some(delivery)) = next else { break };
         let delivery = delivery?;
         let last = delivery.history().and_then(|history| history.last());
-        if !filter.takes(delivery.envelope().message_type.as_deref(), last) {
+        // One that has failed again meanwhile stays: it would go round for ever.
+        let is_back = moved.contains(delivery.id());
+        if is_back || !filter.takes(delivery.envelope().message_type.as_deref(), last) {
             left.push(delivery);
             continue;
         }
@@ -121,8 +124,9 @@ async fn move_all(
         }
         // As it was made, its creation context included, which the send span links; its attempts begin anew.
         publisher.publish(delivery.envelope().clone()).await?;
-        delivery.ack().await?;
-        redriven += 1;
+        moved.insert(delivery.id().to_owned());
+        // Written before it counts, also where acks may wait for others.
+        Delivery::ack_all([delivery]).await.into_iter().collect::<throughline::Result<()>>()?;
     }
-    Ok(redriven)
+    Ok(moved.len())
 }

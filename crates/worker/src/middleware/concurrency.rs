@@ -105,6 +105,13 @@ impl<T: Keyed> Lanes<T> {
         let lane = self.lanes.get_mut(key)?;
         lane.running = lane.running.saturating_sub(1);
         if self.keeps_order && self.limit == 1 {
+            // It may be back before its end was told.
+            let back = retried.as_ref().and_then(|it| lane.held.iter().position(|message| message.is(it)));
+            if let Some(message) = back.and_then(|at| lane.held.remove(at)) {
+                lane.running += 1;
+                self.held -= 1;
+                return Some(message);
+            }
             lane.retried = retried;
         }
         self.advance(key)
@@ -202,6 +209,19 @@ mod tests {
         assert_eq!(id(lanes.give_up(&A, retried.given_up())), Some("2"));
         assert_eq!(id(lanes.give_up(&A, retried.given_up())), None, "only once");
         assert_eq!(id(lanes.finished(&A, None)), Some("3"));
+    }
+
+    #[test]
+    fn a_retried_message_that_is_back_before_its_end_was_told_goes_on_first() {
+        let mut lanes = Lanes::new(1, true);
+        lanes.admit(of("1", "a"));
+        lanes.admit(of("2", "a"));
+        // The broker was quicker than the worker's own bookkeeping.
+        assert_eq!(id(lanes.admit(of("1", "a"))), None);
+        let retried = Retried { id: Some("1".into()), attempt: 1, due: Instant::now() };
+        assert_eq!(id(lanes.finished(&A, Some(retried))), Some("1"));
+        assert_eq!(id(lanes.finished(&A, None)), Some("2"));
+        assert_eq!((id(lanes.finished(&A, None)), lanes.held()), (None, 0));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use throughline_core::capabilities::{Capabilities, Lease, RetryMeans};
 use throughline_core::{Delivery, Timestamp};
 
 use crate::error::HandlerError;
+use crate::worker::FAR;
 
 /// How much of a retry's delay is left to chance.
 ///
@@ -143,7 +144,7 @@ impl RetryPolicy {
         }
         let delay = self.delay(delivery.attempt(), delivery.id());
         let delay = error.retry_after().map_or(delay, |after| after.max(delay));
-        let delay = longest.map_or(delay, |longest| delay.min(longest));
+        let delay = longest.map_or(delay, |longest| delay.min(longest)).min(FAR);
         let too_old = self.max_age.is_some_and(|max| age(delivery).saturating_add(delay) > max);
         (!too_old).then_some(delay)
     }
