@@ -232,7 +232,7 @@ impl Run<'_> {
             let silent = all.then(|| "there is no report of it: it did not run to its end".to_owned());
             self.summary.skipped_steps.extend(told.or(silent).map(|reason| Skip { test, reason }));
         }
-        if !all {
+        if !all && env::var_os("UPDATE_README").is_none() {
             // A part of the tests is a part of the table.
             return Ok((true, format!("{} adapters", reports.len())));
         }
