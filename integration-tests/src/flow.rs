@@ -16,6 +16,8 @@ const KEYS: u32 = 8;
 const BATCH: u64 = 20;
 /// The pause of each publishing task between two messages, or batches.
 const PACE: Duration = Duration::from_millis(10);
+/// So many messages through both sides are a flow.
+const ENOUGH: usize = 200;
 /// How long a broker that is back may take to have everything flow again, and the consumer to catch up.
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -65,6 +67,19 @@ impl Flow {
                 return (published, consumed);
             }
             assert!(Instant::now() < deadline, "nothing flows after {PATIENCE:?}: {}", self.ledger.summary());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until some hundred messages more are accepted and received: the flow goes on, however slow the machine is.
+    pub async fn goes_on(&self) {
+        let (since, deadline) = (Instant::now(), Instant::now() + PATIENCE);
+        loop {
+            let (accepted, received) = self.ledger.passed_since(since);
+            if accepted.min(received) >= ENOUGH {
+                break;
+            }
+            assert!(Instant::now() < deadline, "no flow within {PATIENCE:?}: {}", self.ledger.summary());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

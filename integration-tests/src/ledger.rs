@@ -80,6 +80,13 @@ impl Ledger {
         entries.accepted.keys().all(|id| entries.received.contains_key(id))
     }
 
+    /// How many were accepted, and how many came, since then.
+    pub fn passed_since(&self, since: Instant) -> (usize, usize) {
+        let count = |times: &[Instant]| times.iter().rev().take_while(|time| **time >= since).count();
+        let entries = self.entries();
+        (count(&entries.acceptances), count(&entries.arrivals))
+    }
+
     /// How long after `since` the first message was accepted, and the first came. `None`: none yet.
     pub fn recovery(&self, since: Instant) -> (Option<Duration>, Option<Duration>) {
         let first = |times: &[Instant]| {

@@ -269,11 +269,11 @@ async fn receive(endpoint: &str, queue: &str) -> Vec<Value> {
 
 /// Ends a flow and checks what must hold after any fault.
 async fn check(flow: Flow, bus: Bus, test: &str, ordered: bool) {
+    flow.goes_on().await;
     let summary = flow.finish().await;
     endpoint::measured(test, &summary.to_string());
     assert!(summary.lost.is_empty(), "lost {:?}", summary.lost);
     assert!(!ordered || summary.out_of_order.is_empty(), "out of order {:?}", summary.out_of_order);
-    assert!(summary.accepted > 200, "only {} were accepted: did it go on?", summary.accepted);
     // What was settled stays settled: nothing is left to be delivered again.
     settles_at(&bus, 0).await;
     finish(bus).await;

@@ -75,11 +75,11 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 
 /// Ends a flow and checks what must hold after any fault.
 async fn check(flow: Flow, bus: Bus, test: &str) {
+    flow.goes_on().await;
     let summary = flow.finish().await;
     endpoint::measured(test, &summary.to_string());
     assert!(summary.lost.is_empty(), "lost {:?}", summary.lost);
     assert!(summary.out_of_order.is_empty(), "out of order {:?}", summary.out_of_order);
-    assert!(summary.accepted > 500, "only {} were accepted: did it go on?", summary.accepted);
     // What was settled stays settled.
     until("the group has no lag", async || bus.depth("").await.is_ok_and(|depth| depth.ready == 0)).await;
     bus.delete("").await.unwrap();

@@ -80,11 +80,11 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 
 /// Ends a flow and checks what must hold after any fault.
 async fn check(flow: Flow, bus: Bus, test: &str) {
+    flow.goes_on().await;
     let summary = flow.finish().await;
     endpoint::measured(test, &summary.to_string());
     assert!(summary.lost.is_empty(), "lost {:?}", summary.lost);
     assert!(summary.out_of_order.is_empty(), "out of order {:?}", summary.out_of_order);
-    assert!(summary.accepted > 500, "only {} were accepted: did it go on?", summary.accepted);
     // What was settled stays settled: nothing is left to be delivered again.
     until("the queue is empty", async || bus.depth("").await.unwrap().ready == 0).await;
     bus.delete("").await.unwrap();

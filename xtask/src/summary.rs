@@ -30,6 +30,42 @@ impl Tally {
     }
 }
 
+/// Reads cargo test's output as it goes, for what failed and how: at the end of a long run nobody is to look for it.
+#[derive(Debug, Default)]
+pub(crate) struct Failures {
+    /// Of each failed test its name, and what it said.
+    pub(crate) found: Vec<(String, Vec<String>)>,
+    /// In a failed test's own output, where its message may still come.
+    open: bool,
+}
+
+impl Failures {
+    /// Of one message. A difference between two long values is in the log.
+    const LINES: usize = 8;
+
+    pub(crate) fn add_line(&mut self, line: &str) {
+        let header = line.strip_prefix("---- ").and_then(|line| line.strip_suffix("----"));
+        if let Some(header) = header {
+            // libtest and libtest-mimic.
+            let name = header.trim_end().trim_end_matches(" stdout");
+            self.found.push((name.to_owned(), Vec::new()));
+            self.open = true;
+            return;
+        }
+        let Some((_, message)) = self.found.last_mut().filter(|_| self.open) else { return };
+        if line.trim_start().starts_with("thread '") && line.contains(" panicked at ") {
+            // What a test printed before it panicked says less than the panic does.
+            message.clear();
+        } else if line.starts_with("note: run with `RUST_BACKTRACE") || line.trim() == "failures:" {
+            self.open = false;
+            return;
+        } else if line.trim().is_empty() || message.len() >= Self::LINES {
+            return;
+        }
+        message.push(line.to_owned());
+    }
+}
+
 /// A test that found it could not run, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Skip {
@@ -65,6 +101,8 @@ pub(crate) struct Summary {
     pub(crate) steps: Vec<Step>,
     /// Of `cargo test`, the examples and the demo.
     pub(crate) tally: Tally,
+    /// Of `cargo test`.
+    pub(crate) failures: Failures,
     /// Tests that returned early. The test harness has counted these as passed.
     pub(crate) skipped_tests: Vec<Skip>,
     /// What tests have measured: `test-name<TAB>text`, a line each.
@@ -113,6 +151,12 @@ impl Summary {
                 let _ = writeln!(text, "!!   {test}: {reason}");
             }
         }
+        for (test, message) in &self.failures.found {
+            let _ = writeln!(text, "\n!! FAILED: {test}");
+            for line in message {
+                let _ = writeln!(text, "!!   {line}");
+            }
+        }
         if !self.success() {
             let _ = writeln!(text, "\nFAILED");
         }
@@ -145,6 +189,44 @@ mod tests {
             tally.add_line(line);
         }
         assert_eq!(tally, Tally { passed: 4, failed: 2, ignored: 1 });
+    }
+
+    #[test]
+    fn what_failed_is_told_again_at_the_end() {
+        let mut failures = Failures::default();
+        let output = "\
+running 2 tests
+test cut ... FAILED
+
+failures:
+
+---- cut stdout ----
+2026-01-01T00:00:00Z  WARN a log line
+thread 'cut' (77) panicked at tests/faults.rs:87:5:
+only 499 were accepted
+note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace
+2026-01-01T00:00:01Z  WARN a log line of another thread
+
+failures:
+    cut
+
+---- publish::empty ----
+refused: why
+
+failures:
+    publish::empty
+";
+        output.lines().for_each(|line| failures.add_line(line));
+        let text = Summary { failures, ..Summary::default() }.render();
+        let expected = "\
+!! FAILED: cut
+!!   thread 'cut' (77) panicked at tests/faults.rs:87:5:
+!!   only 499 were accepted
+
+!! FAILED: publish::empty
+!!   refused: why
+";
+        assert!(text.contains(expected), "{text}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use throughline_brokers::folder::{Folder, Origin};
 
 use crate::artifacts::{self, Artifacts};
 use crate::brokers::{self, Provided};
-use crate::summary::{Skip, Step, Summary, Tally, skips};
+use crate::summary::{Failures, Skip, Step, Summary, Tally, skips};
 use crate::{Outcome, TestArgs, child, conformance, in_ci, layout, permission};
 
 /// An example, or the demo, takes seconds. One that hangs is to fail, not to hang us.
@@ -193,11 +193,13 @@ impl Run<'_> {
             command.arg("--no-fail-fast");
         }
         command.args(&self.args.cargo);
-        let mut tally = Tally::default();
+        let (mut tally, mut failures) = (Tally::default(), Failures::default());
         let status = child::lines(&mut command, self.folder, |line| {
             println!("{line}");
             tally.add_line(line);
+            failures.add_line(line);
         })?;
+        self.summary.failures = failures;
         if !status.success() && tally.failed == 0 {
             // A test program that crashed has counted nothing.
             tally.failed = 1;

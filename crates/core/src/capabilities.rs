@@ -177,15 +177,14 @@ impl Capabilities {
         }
     }
 
-    /// Refuses a retry that the source cannot do: published again, over the longest delay; in place, later than the message
-    /// can be held, of which `held` has passed since its receipt.
-    pub fn check_retry(&self, after: Duration, held: Duration) -> Result<()> {
+    /// Refuses a retry that the source cannot do: published again, over the longest delay; in place, later than a message
+    /// can be held at all.
+    pub fn check_retry(&self, after: Duration) -> Result<()> {
         let seconds = |duration: Duration| format!("{} s", duration.as_secs());
         match (self.retry, self.lease) {
             (RetryMeans::Republish, _) => self.check_delay(after),
-            (RetryMeans::InPlace, Lease::Renewable(Some(most))) if after > most.saturating_sub(held) => {
-                let left = seconds(most.saturating_sub(held));
-                Err(Error::limit("the delay of the retry", seconds(after), left))
+            (RetryMeans::InPlace, Lease::Renewable(Some(most))) if after > most => {
+                Err(Error::limit("the delay of the retry", seconds(after), seconds(most)))
             }
             (RetryMeans::InPlace, _) => Ok(()),
         }

@@ -94,7 +94,7 @@ impl Source {
             Settlement::Retry { after, history } => {
                 let held = entry.received.elapsed();
                 // What of the time it has been held is cut off below: better early than refused.
-                if let Err(error) = self.capabilities.check_retry(*after, Duration::ZERO) {
+                if let Err(error) = self.capabilities.check_retry(*after) {
                     plan.visible.push((usize::MAX, tag, handle, 0));
                     return Err(error);
                 }
