@@ -27,12 +27,14 @@ Addresses:
   memory:NAME?queue=NAME                           within one process: only for `demo` and `conform`
 
 Exit codes:
-  0    done; also when a consumer was stopped by Ctrl-C or SIGTERM, or the reader of stdout went away
+  0    done; also when a consumer or a bridge was stopped by Ctrl-C or SIGTERM, or the reader of stdout went away
   1    failed: the broker, the network, some of the lines of `publish --lines`, a case of `conform`; an error that
-       `doctor` found
+       `doctor` found; a bridge that ended otherwise than asked for: by a message that the sink refuses, or a source
+       that gives none although it has some
   2    usage: a wrong argument, address, file or message; nothing was sent
   3    the queue, exchange or virtual host does not exist, or the message that `dlq show` was asked for
   4    the credentials were refused, or do not allow this
+  5    the bridge did all that was asked for, and the sink refused some messages, which are at the reject address
   130  interrupted before the work was done (`publish`, `demo`, `conform`), or asked twice to stop
 
 Environment:
@@ -83,6 +85,70 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     /// Look into a dead-letter queue, tell what failed, and put messages back to work
     Dlq(DlqArgs),
+    /// Move messages from one address to another, of any two transports
+    ///
+    /// Ids, keys, times, types, payloads and all headers arrive as they left, the trace's creation context verbatim, in
+    /// order per key. A message is acknowledged at FROM only once TO has durably accepted it and the ledger says so. What
+    /// TO refuses goes to --reject with the reason, or stops the bridge with the message named; it is never lost. The same
+    /// command again goes on after a kill. Ctrl-C finishes what is on its way; a second one ends at once.
+    Bridge(Box<BridgeArgs>),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct BridgeArgs {
+    /// Where from, such as amqp://guest:guest@localhost/%2f?queue=jobs
+    pub(crate) from: String,
+    /// Where to, such as kafka://localhost:9092/jobs
+    pub(crate) to: String,
+    /// Where messages go that TO does not take, with the reason; without it, the first one stops the bridge
+    #[arg(long, value_name = "URL")]
+    pub(crate) reject: Option<String>,
+    /// End when FROM is empty; without it, go on until Ctrl-C
+    #[arg(long)]
+    pub(crate) until_empty: bool,
+    /// So many at most, those rejected included
+    #[arg(long, value_name = "N")]
+    pub(crate) max: Option<std::num::NonZeroU64>,
+    /// So many a second at most
+    #[arg(long, value_name = "N")]
+    pub(crate) rate: Option<std::num::NonZeroU32>,
+    /// Only these: type=NAME or header:NAME=VALUE; one of the types, and all of the headers
+    #[arg(long, value_name = "CONDITION", value_parser = parsed::<throughline_bridge::Filter>)]
+    pub(crate) filter: Vec<throughline_bridge::Filter>,
+    /// What becomes of the others: leave holds them and gives them back; skip acknowledges them, so that they are gone
+    /// from a queue
+    #[arg(long, value_enum, value_name = "leave|skip", default_value_t = RestArg::Leave, requires = "filter")]
+    #[arg(hide_possible_values = true)]
+    pub(crate) rest: RestArg,
+    /// Hold so many of the others at most; then the bridge ends
+    #[arg(long, value_name = "N", default_value = "1000")]
+    pub(crate) hold: NonZeroUsize,
+    /// Rename: type:OLD=NEW, header:OLD=NEW; or take the ordering key from key=header:NAME, key=id, key=type, key=none
+    #[arg(long, value_name = "RULE", value_parser = parsed::<throughline_bridge::Map>)]
+    pub(crate) map: Vec<throughline_bridge::Map>,
+    /// What was moved; by default a file in $XDG_STATE_HOME/throughline (~/.local/state/throughline), one for each pair
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ledger: Option<PathBuf>,
+    /// So many on their way at once; a kill can make so many duplicates at most
+    #[arg(long, value_name = "N", default_value = "1000")]
+    pub(crate) in_flight: NonZeroUsize,
+    /// Give up when TO takes nothing for that long; by default the bridge waits for it
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) patience: Option<Duration>,
+    /// The report as one JSON object
+    ///
+    /// from, to, reject, began, seconds, end (reason: empty, max, stopped, refused, full, starved or failed; with
+    /// approximate, id, message_type, ready or error), totals and earlier (moved, bytes, rejected, skipped, already_moved,
+    /// copies, sent_again, deduplicated), earlier_runs, killed_runs, killed_in_flight, left, expired, unacked, depth,
+    /// rejected (at, id, message_type, class, reason) and warnings.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum RestArg {
+    Leave,
+    Skip,
 }
 
 #[derive(Debug, clap::Args)]
@@ -364,6 +430,11 @@ pub(crate) struct ConformArgs {
 
 fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|_| "not a duration such as 500ms, 30s or 5m".to_owned())
+}
+
+/// An argument that the library reads; it says what is wrong.
+fn parsed<T: std::str::FromStr<Err = throughline::Error>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|error: throughline::Error| error.message().to_owned())
 }
 
 fn time(text: &str) -> Result<Timestamp, String> {

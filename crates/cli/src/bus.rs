@@ -44,6 +44,7 @@ fn operation(command: &str) -> &'static str {
         "delete" => "delete",
         "doctor" => "diagnose",
         "dlq" => "dlq",
+        "bridge" => "bridge",
         _ => "connect",
     }
 }

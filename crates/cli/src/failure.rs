@@ -17,13 +17,21 @@ pub(crate) enum Exit {
     Usage = 2,
     NotFound = 3,
     Denied = 4,
+    Rejected = 5,
     Interrupted = 130,
 }
 
 impl Exit {
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Ok, Self::Failed, Self::Usage, Self::NotFound, Self::Denied, Self::Interrupted];
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Ok,
+        Self::Failed,
+        Self::Usage,
+        Self::NotFound,
+        Self::Denied,
+        Self::Rejected,
+        Self::Interrupted,
+    ];
 
     pub(crate) fn of(kind: ErrorKind) -> Self {
         match kind {

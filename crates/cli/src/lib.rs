@@ -1,9 +1,10 @@
-//! The `throughline` command: `publish`, `consume`, `create`, `delete`, `doctor`, `dlq` and `conform` on any transport, and a `demo` that
-//! needs no broker. `throughline --help` documents the exit codes. A library only so that its parsers can be fuzzed: the
+//! The `throughline` command: `publish`, `consume`, `create`, `delete`, `doctor`, `dlq`, `bridge` and `conform` on any
+//! transport, and a `demo` that needs no broker. `throughline --help` documents the exit codes. A library only so that its parsers can be fuzzed: the
 //! command is [`main`].
 
 mod admin;
 mod args;
+mod bridge;
 mod bus;
 mod conform;
 mod consume;
@@ -72,6 +73,7 @@ fn run(args: Args, console: &Console) -> Result<Exit, Failure> {
                     Command::Delete(options) => admin::delete(&options).await,
                     Command::Doctor(options) => doctor::run(&options, stdout).await,
                     Command::Dlq(options) => dlq::run(&options, console, stdout).await,
+                    Command::Bridge(options) => bridge::run(&options, console, stdout).await,
                     Command::Conform(options) => conform::run(&options, console, stdout).await,
                     Command::Demo(_) => Ok(Exit::Ok),
                 }

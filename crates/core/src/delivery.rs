@@ -157,6 +157,11 @@ impl Delivery {
         self.message.native.as_ref().map(|native| native.details()).unwrap_or_default()
     }
 
+    /// The broker's own id or place of the stored message, the same at each delivery of it, where the broker has one.
+    pub fn native_id(&self) -> Option<String> {
+        self.message.native.as_ref()?.native_id()
+    }
+
     /// The client's own message, in the adapter's type.
     pub fn native<T: 'static>(&self) -> Option<&T> {
         self.message.native.as_ref().and_then(|native| native.as_any().downcast_ref())

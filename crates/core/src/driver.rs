@@ -399,6 +399,12 @@ pub trait Native: Any + Send + Sync {
     /// Attributes of the message's spans that only this system has.
     fn span_attributes(&self) -> Vec<KeyValue>;
 
+    /// The broker's own id or place of the stored message: the same at each delivery of it, and no other message's (an SQS
+    /// `MessageId`, Kafka's `topic-partition-offset`). `None` where the broker has none.
+    fn native_id(&self) -> Option<String> {
+        None
+    }
+
     /// For downcasting to the adapter's own type.
     fn as_any(&self) -> &dyn Any;
 }

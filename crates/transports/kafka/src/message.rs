@@ -70,9 +70,18 @@ impl Native for Message {
         attributes
     }
 
+    fn native_id(&self) -> Option<String> {
+        Some(native_id(&self.topic, self.partition, self.offset))
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }
+}
+
+/// A record's place, which is also the id of a foreign message.
+pub(crate) fn native_id(topic: &str, partition: i32, offset: i64) -> String {
+    format!("{topic}-{partition}-{offset}")
 }
 
 /// Shows no key.

@@ -73,6 +73,10 @@ impl Native for Message {
         Vec::new()
     }
 
+    fn native_id(&self) -> Option<String> {
+        Some(self.message_id.clone())
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }

@@ -9,7 +9,7 @@ use throughline_core::pack::{PACKED_HEADER, Packed};
 use throughline_core::{Envelope, HeaderValue, History, IdOrigin, Timestamp};
 
 use super::*;
-use crate::deadletter;
+use crate::{deadletter, message};
 
 /// A received record.
 pub(crate) struct Record<'a> {
@@ -74,7 +74,7 @@ pub(crate) fn decode(
     }
     envelope.headers = user.into_iter().collect();
     if envelope.id.is_empty() {
-        envelope.id = format!("{}-{}-{}", record.topic, record.partition, record.offset);
+        envelope.id = message::native_id(record.topic, record.partition, record.offset);
         envelope.id_origin = IdOrigin::Broker;
     }
     envelope.time = match own.time {

@@ -1,0 +1,182 @@
+//! What a message is recognised by when it comes again.
+
+use sha2::{Digest as _, Sha256};
+use throughline::{Delivery, Envelope, HeaderValue, IdOrigin};
+
+/// A longer name is hashed, so that a row of the ledger stays small.
+const LONGEST_NAME: usize = 96;
+
+/// What a stored message is recognised by: its name (the broker's own id or place of it, else the envelope's id) and a
+/// digest of its content. The digest is there because names are given by strangers: another message of the same name, or
+/// one at the place of a deleted one, is another message.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Identity(Box<[u8]>);
+
+impl Identity {
+    /// `None` where there is nothing to recognise it by: an id that was made up at this delivery.
+    pub(crate) fn of(delivery: &Delivery) -> Option<Self> {
+        let envelope = delivery.envelope();
+        match (delivery.native_id(), envelope.id_origin) {
+            (Some(place), _) => Some(Self::new(b'n', &place, envelope)),
+            (None, IdOrigin::Synthetic) => None,
+            (None, IdOrigin::Envelope | IdOrigin::Broker) => Some(Self::new(b'i', &envelope.id, envelope)),
+        }
+    }
+
+    fn new(kind: u8, name: &str, envelope: &Envelope) -> Self {
+        let digest = digest(envelope);
+        let hashed = Sha256::digest(name.as_bytes());
+        let name = if name.len() > LONGEST_NAME { &hashed[..] } else { name.as_bytes() };
+        let mut bytes = Vec::with_capacity(1 + name.len() + 16);
+        bytes.push(kind);
+        // First, so that neighbours in the queue are neighbours in the ledger's index.
+        bytes.extend_from_slice(name);
+        bytes.extend_from_slice(digest.get(..16).unwrap_or_default());
+        Self(bytes.into())
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// Whether a delivery may be of a message that was moved before. Where the broker says that it was never delivered, it
+/// cannot be, and a message like it in all is another one. A count that only approximates (SQS) comes with a native id.
+pub(crate) fn may_come_again(delivery: &Delivery) -> bool {
+    delivery.receive_count() != Some(1) || delivery.native_id().is_some()
+}
+
+/// SHA-256 over everything an envelope carries; headers count as in its equality: by name, each name's values in order.
+pub(crate) fn digest(envelope: &Envelope) -> [u8; 32] {
+    let mut content = Content(Sha256::new());
+    let Envelope {
+        id,
+        message_type,
+        source,
+        ordering_key,
+        time,
+        content_type,
+        content_encoding,
+        correlation_id,
+        reply_to,
+        expires_at,
+        priority,
+        idempotency_key,
+        headers,
+        payload,
+        ..
+    } = envelope;
+    content.bytes(id.as_bytes());
+    for text in
+        [message_type, source, content_type, content_encoding, correlation_id, reply_to, idempotency_key]
+    {
+        content.maybe(text.as_ref().map(String::as_bytes));
+    }
+    content.maybe(ordering_key.as_deref());
+    for time in [time, expires_at] {
+        content.maybe(time.map(|time| time.as_millis().to_be_bytes()).as_ref().map(|bytes| &bytes[..]));
+    }
+    content.maybe(priority.map(|priority| [priority]).as_ref().map(|bytes| &bytes[..]));
+    let mut sorted: Vec<_> = headers.iter().collect();
+    sorted.sort_by_key(|(name, _)| *name);
+    for (name, value) in sorted {
+        content.bytes(name.as_bytes());
+        match value {
+            HeaderValue::Text(text) => content.tagged(b't', text.as_bytes()),
+            HeaderValue::Bytes(bytes) => content.tagged(b'b', bytes),
+            HeaderValue::Null => content.tagged(b'n', &[]),
+            HeaderValue::Typed { kind, text } => {
+                content.tagged(b'k', kind.as_bytes());
+                content.bytes(text.as_bytes());
+            }
+        }
+    }
+    // After the headers, whose number is not told, comes what no header begins with.
+    content.0.update([0xff; 8]);
+    content.maybe(payload.as_deref());
+    content.0.finalize().into()
+}
+
+struct Content(Sha256);
+
+impl Content {
+    /// With its length before it, so that no two sequences of fields are the same bytes.
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.0.update((bytes.len() as u64).to_be_bytes());
+        self.0.update(bytes);
+    }
+
+    fn tagged(&mut self, tag: u8, bytes: &[u8]) {
+        self.0.update([tag]);
+        self.bytes(bytes);
+    }
+
+    fn maybe(&mut self, bytes: Option<&[u8]>) {
+        match bytes {
+            Some(bytes) => self.tagged(1, bytes),
+            None => self.0.update([0]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> Envelope {
+        let mut envelope = Envelope::foreign("a".into(), None);
+        envelope.headers = pairs.iter().copied().collect();
+        envelope
+    }
+
+    #[test]
+    fn every_field_counts_and_the_order_across_names_does_not() {
+        let plain = Envelope::foreign("a".into(), Some(bytes::Bytes::new()));
+        let with = |change: fn(&mut Envelope)| {
+            let mut envelope = plain.clone();
+            change(&mut envelope);
+            digest(&envelope)
+        };
+        let mut all = vec![
+            digest(&plain),
+            with(|e| e.id = "b".into()),
+            with(|e| e.message_type = Some(String::new())),
+            with(|e| e.source = Some(String::new())),
+            with(|e| e.content_type = Some(String::new())),
+            with(|e| e.content_encoding = Some(String::new())),
+            with(|e| e.correlation_id = Some(String::new())),
+            with(|e| e.reply_to = Some(String::new())),
+            with(|e| e.idempotency_key = Some(String::new())),
+            with(|e| e.ordering_key = Some(bytes::Bytes::new())),
+            with(|e| e.time = Some(throughline::Timestamp::from_millis(0))),
+            with(|e| e.expires_at = Some(throughline::Timestamp::from_millis(0))),
+            with(|e| e.priority = Some(0)),
+            with(|e| e.payload = None),
+            with(|e| e.headers.append("x", "")),
+            with(|e| e.headers.append("x", HeaderValue::Null)),
+            with(|e| e.headers.append("x", Vec::new())),
+        ];
+        let count = all.len();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), count, "two of them are the same");
+        assert_eq!(
+            digest(&headers(&[("x", "1"), ("y", "2"), ("x", "3")])),
+            digest(&headers(&[("y", "2"), ("x", "1"), ("x", "3")]))
+        );
+        assert_ne!(digest(&headers(&[("x", "1"), ("x", "3")])), digest(&headers(&[("x", "3"), ("x", "1")])));
+    }
+
+    proptest! {
+        #[test]
+        fn another_content_or_name_is_another_message(a in "\\PC{0,200}", b in "\\PC{0,200}", x: Vec<u8>, y: Vec<u8>) {
+            let of = |name: &str, payload: &[u8]| {
+                let envelope = Envelope::foreign("id".into(), Some(payload.to_vec().into()));
+                Identity::new(b'n', name, &envelope)
+            };
+            prop_assert_eq!(of(&a, &x) == of(&b, &y), (&a, &x) == (&b, &y));
+            prop_assert!(of(&a, &x).as_bytes().len() <= 1 + LONGEST_NAME + 16);
+        }
+    }
+}

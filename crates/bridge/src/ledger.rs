@@ -1,0 +1,195 @@
+//! What was moved, on disk: so that a bridge that was killed knows what it need not send again.
+//!
+//! One thread writes, and shares a transaction among all that waits. A commit is not synced: it outlives the process, and
+//! a power failure may undo the last of it, which makes duplicates and loses nothing, since the source has the messages
+//! still or the sink has them already.
+
+mod file;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+
+use throughline::{Error, ErrorKind, Result, Timestamp};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::identity::Identity;
+use crate::report::{Rejected, Totals};
+use file::{File, RunId};
+
+/// So many commands may wait; more than there are tasks to give any.
+const QUEUE: usize = 1024;
+
+/// What is noted of one message.
+pub(crate) struct Entry {
+    pub(crate) identity: Option<Identity>,
+    /// Why, if it went to the reject address.
+    pub(crate) rejected: Option<Rejected>,
+}
+
+/// What the ledger knew when it was opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Before {
+    /// All earlier runs together.
+    pub(crate) totals: Totals,
+    /// How many there were.
+    pub(crate) runs: u64,
+    /// How many of them were killed, and how many messages those may have had in flight at most.
+    pub(crate) killed: u64,
+    pub(crate) killed_in_flight: u64,
+}
+
+enum Command {
+    /// Notes messages, and adds to the run's totals; answers how many were noted already.
+    Note(Vec<Entry>, Totals, oneshot::Sender<Result<u64>>),
+    /// Which of these were moved before.
+    Known(Vec<Identity>, oneshot::Sender<Result<Vec<bool>>>),
+    /// The run is over; with `true` nothing that was moved can come again.
+    End(bool, oneshot::Sender<Result<Vec<Rejected>>>),
+}
+
+/// An open ledger, and its run.
+pub(crate) struct Ledger {
+    commands: mpsc::Sender<Command>,
+    thread: JoinHandle<()>,
+    path: Option<PathBuf>,
+    before: Before,
+}
+
+/// Gives commands to a ledger.
+#[derive(Clone)]
+pub(crate) struct Writer(mpsc::Sender<Command>);
+
+impl Ledger {
+    /// Opens the ledger of a source and a sink, and begins a run. Without a path it is a temporary file that nobody finds
+    /// again.
+    pub(crate) async fn open(
+        path: Option<&Path>,
+        source: String,
+        sink: String,
+        in_flight: usize,
+    ) -> Result<Self> {
+        let path = path.map(Path::to_owned);
+        let (commands, queue) = mpsc::channel(QUEUE);
+        let opening = tokio::task::spawn_blocking(move || {
+            let (file, run, before) = File::open(path.as_deref(), &source, &sink, in_flight)?;
+            let thread = std::thread::Builder::new()
+                .name("throughline-ledger".into())
+                .spawn(move || work(file, run, queue))
+                .map_err(|error| {
+                    Error::new(ErrorKind::Internal, "cannot start the ledger's thread").with_source(error)
+                })?;
+            Ok((thread, path, before))
+        });
+        let (thread, path, before) = opening.await.map_err(gone)??;
+        Ok(Self { commands, thread, path, before })
+    }
+
+    pub(crate) fn before(&self) -> Before {
+        self.before
+    }
+
+    pub(crate) fn writer(&self) -> Writer {
+        Writer(self.commands.clone())
+    }
+
+    /// Ends the run; gives what was rejected lately. `settled` says that all that was moved has certainly left the source,
+    /// so that the ledger need not remember it.
+    pub(crate) async fn end(self, settled: bool) -> Result<Vec<Rejected>> {
+        let rejected = ask(&self.commands, |answer| Command::End(settled, answer)).await;
+        drop(self.commands);
+        // It ends with its queue; a writer that is still held keeps it.
+        let joined = tokio::task::spawn_blocking(move || self.thread.join()).await;
+        match joined {
+            Ok(Ok(())) => rejected,
+            _ => rejected.and(Err(Error::new(ErrorKind::Internal, "the ledger's thread failed"))),
+        }
+    }
+}
+
+impl fmt::Debug for Ledger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ledger").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl Writer {
+    /// Notes messages and adds to the totals. `Ok` once that is in the file; says how many were noted before.
+    pub(crate) async fn note(&self, entries: Vec<Entry>, totals: Totals) -> Result<u64> {
+        ask(&self.0, |answer| Command::Note(entries, totals, answer)).await
+    }
+
+    /// Which of these were moved before, in their order.
+    pub(crate) async fn known(&self, identities: Vec<Identity>) -> Result<Vec<bool>> {
+        if identities.is_empty() {
+            return Ok(Vec::new());
+        }
+        ask(&self.0, |answer| Command::Known(identities, answer)).await
+    }
+}
+
+async fn ask<T>(
+    commands: &mpsc::Sender<Command>,
+    command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command,
+) -> Result<T> {
+    let (answer, answered) = oneshot::channel();
+    // That nobody takes it shows as no answer.
+    let _ = commands.send(command(answer)).await;
+    answered.await.map_err(gone)?
+}
+
+fn gone(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::new(ErrorKind::Internal, "the ledger's thread failed").with_source(error)
+}
+
+/// Takes whatever waits into one transaction, until nobody can ask any more.
+fn work(mut file: File, run: RunId, mut queue: mpsc::Receiver<Command>) {
+    while let Some(first) = queue.blocking_recv() {
+        let mut commands = vec![first];
+        while commands.len() < QUEUE
+            && let Ok(command) = queue.try_recv()
+        {
+            commands.push(command);
+        }
+        serve(&mut file, run, commands);
+    }
+}
+
+/// Tells who asked, once it is known whether the transaction was committed.
+type Answer = Box<dyn FnOnce(&Result<()>)>;
+
+/// Answers only once it is committed.
+fn serve(file: &mut File, run: RunId, commands: Vec<Command>) {
+    let now = Timestamp::now();
+    let mut answers: Vec<Answer> = Vec::with_capacity(commands.len());
+    let mut begun = file.begin();
+    for command in commands {
+        match command {
+            Command::Note(entries, totals, answer) => {
+                let noted = begun.as_mut().map_err(|error| error.clone());
+                let noted = noted.and_then(|begun| begun.note(run, &entries, &totals, now));
+                answers.push(Box::new(move |committed| {
+                    let _ = answer.send(noted.and_then(|count| committed.clone().map(|()| count)));
+                }));
+            }
+            Command::Known(identities, answer) => {
+                let known = begun.as_mut().map_err(|error| error.clone());
+                let _ = answer.send(known.and_then(|begun| begun.known(&identities)));
+            }
+            Command::End(settled, answer) => {
+                let ended = begun.as_mut().map_err(|error| error.clone());
+                let ended = ended.and_then(|begun| begun.end(run, settled, now));
+                answers.push(Box::new(move |committed| {
+                    let _ = answer.send(ended.and_then(|rejected| committed.clone().map(|()| rejected)));
+                }));
+            }
+        }
+    }
+    let committed = begun.and_then(file::Begun::commit);
+    for answer in answers {
+        answer(&committed);
+    }
+}
+
+#[cfg(test)]
+mod tests;

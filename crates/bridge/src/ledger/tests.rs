@@ -1,0 +1,108 @@
+use super::*;
+use throughline::{Delivery, Envelope};
+
+/// Identities as a consumer would give them.
+async fn identities(count: usize) -> Vec<Identity> {
+    let driver = throughline_testkit::scripted::ScriptedConsumer::new();
+    for n in 0..count {
+        driver.feed(Envelope::builder("x").id(format!("id-{n}")).build());
+    }
+    let address = "memory:x?queue=q".parse().unwrap();
+    let mut consumer = throughline::Consumer::new(driver, &address, throughline::ConsumeOptions::default());
+    let mut all = Vec::new();
+    while all.len() < count {
+        let delivery: Delivery = consumer.next().await.unwrap().unwrap();
+        all.extend(Identity::of(&delivery));
+    }
+    all
+}
+
+fn entries(identities: &[Identity]) -> Vec<Entry> {
+    identities.iter().map(|identity| Entry { identity: Some(identity.clone()), rejected: None }).collect()
+}
+
+async fn open(path: &Path) -> Result<Ledger> {
+    Ledger::open(Some(path), "from".into(), "to".into(), 10).await
+}
+
+#[tokio::test]
+async fn what_was_noted_is_known_after_the_process_died() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger");
+    let ids = identities(3).await;
+    let ledger = open(&path).await.unwrap();
+    let moved = Totals { moved: 2, ..Totals::default() };
+    assert_eq!(ledger.writer().note(entries(&ids[..2]), moved).await.unwrap(), 0);
+    assert_eq!(ledger.writer().note(entries(&ids[1..2]), Totals::default()).await.unwrap(), 1, "a copy");
+    // As if it were killed: its run never ends.
+    let Ledger { commands, thread, .. } = ledger;
+    drop(commands);
+    thread.join().unwrap();
+
+    let ledger = open(&path).await.unwrap();
+    let before = ledger.before();
+    assert_eq!((before.runs, before.killed, before.killed_in_flight), (1, 1, 10));
+    assert_eq!((before.totals.moved, before.totals.copies), (2, 1));
+    assert_eq!(ledger.writer().known(ids.clone()).await.unwrap(), [true, true, false]);
+    ledger.end(true).await.unwrap();
+
+    let ledger = open(&path).await.unwrap();
+    assert_eq!((ledger.before().runs, ledger.before().killed), (2, 1));
+    assert_eq!(ledger.writer().known(ids).await.unwrap(), [false; 3], "all had left the source");
+    ledger.end(false).await.unwrap();
+}
+
+#[tokio::test]
+async fn one_bridge_at_a_time_and_only_the_one_it_is_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger");
+    let ledger = open(&path).await.unwrap();
+    let error = open(&path).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Conflict && error.to_string().contains("in use"), "{error}");
+    ledger.end(false).await.unwrap();
+    let other = Ledger::open(Some(&path), "from".into(), "elsewhere".into(), 1).await.unwrap_err();
+    assert!(other.to_string().contains("from from to to"), "{other}");
+
+    let foreign = folder.path().join("foreign");
+    rusqlite::Connection::open(&foreign).unwrap().execute_batch("CREATE TABLE mine (x)").unwrap();
+    let text = folder.path().join("text");
+    std::fs::write(&text, "no database, but long enough to be looked at as one would be").unwrap();
+    for path in [foreign, text] {
+        let error = open(&path).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+    }
+    let nowhere = open(Path::new("/nowhere/ledger")).await.unwrap_err();
+    assert!(nowhere.to_string().contains("/nowhere/ledger"), "{nowhere}");
+}
+
+#[tokio::test]
+async fn the_file_stays_small_and_the_latest_are_remembered() {
+    let ids = identities(35).await;
+    let (mut file, run, _) = File::open(None, "a", "b", 1).unwrap();
+    file.set_generation(10);
+    for id in &ids {
+        let mut begun = file.begin().unwrap();
+        begun.note(run, &entries(std::slice::from_ref(id)), &Totals::default(), Timestamp::now()).unwrap();
+        begun.commit().unwrap();
+    }
+    let mut begun = file.begin().unwrap();
+    let known = begun.known(&ids).unwrap();
+    assert_eq!(known.iter().filter(|known| **known).count(), 15);
+    assert!(known[20..].iter().all(|known| *known), "{known:?}");
+}
+
+#[tokio::test]
+async fn a_rejected_message_is_listed_with_its_reason() {
+    let ledger = Ledger::open(None, "a".into(), "b".into(), 1).await.unwrap();
+    let rejected = Rejected {
+        at: String::new(),
+        id: "7".into(),
+        message_type: None,
+        class: "limit_exceeded".into(),
+        reason: "too large".into(),
+    };
+    let entry = Entry { identity: None, rejected: Some(rejected) };
+    ledger.writer().note(vec![entry], Totals { rejected: 1, ..Totals::default() }).await.unwrap();
+    let listed = ledger.end(true).await.unwrap();
+    assert_eq!((listed[0].id.as_str(), listed[0].reason.as_str()), ("7", "too large"));
+}

@@ -1,0 +1,183 @@
+//! The bridge between real transports that need no broker.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "clippy.toml allows them in tests, but does not know the helpers of a test"
+)]
+
+use std::future::pending;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+
+use throughline::{Address, Bus, Envelope, ErrorKind, Failure, HeaderValue, Timestamp};
+use throughline_bridge::{Bridge, End, Filter, Map, Rest};
+
+async fn sqlite(folder: &Path, name: &str) -> Bus {
+    Bus::connect(format!("sqlite:{}?queue=q", folder.join(name).display())).await.unwrap()
+}
+
+async fn memory(name: &str, options: &str) -> Bus {
+    Bus::connect(format!("memory:bridge-{name}?queue=q{options}")).await.unwrap()
+}
+
+async fn publish(bus: &Bus, envelopes: Vec<Envelope>) {
+    let publisher = bus.publisher().await.unwrap();
+    for result in publisher.publish_batch(envelopes).await {
+        result.unwrap();
+    }
+    publisher.close().await.unwrap();
+}
+
+async fn held(bus: &Bus) -> Vec<Arc<Envelope>> {
+    let all = bus.browse("", NonZeroUsize::new(100_000).unwrap()).await.unwrap();
+    all.into_iter().map(|delivery| delivery.envelope).collect()
+}
+
+/// Every field, and headers of every awkward kind.
+fn awkward() -> Vec<Envelope> {
+    let full = Envelope::builder("campaign.sync_report")
+        .id("order 7/ü")
+        .source("shop")
+        .key(vec![0, 0xff])
+        .time(Timestamp::from_millis(1_700_000_000_123))
+        .content_type("application/json")
+        .content_encoding("identity")
+        .correlation_id("c-1")
+        .reply_to("memory:x?queue=replies")
+        .expires_at(Timestamp::from_millis(4_000_000_000_000))
+        .priority(3)
+        .idempotency_key("k-1")
+        .header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-03")
+        .header("tracestate", "a=1,b=2")
+        .header("baggage", "user=ü;p=1")
+        .header("X-Twice", "1")
+        .header("X-Twice", "2")
+        .header("empty", "")
+        .header("null", HeaderValue::Null)
+        .header("bytes", vec![0, 159, 146, 150])
+        .header("näme with space", "wert\nzeile")
+        .header("int", HeaderValue::Typed { kind: "amqp:i32".into(), text: "7".into() })
+        .payload(r#"{"a": 1}"#)
+        .build();
+    let many = (0..60).fold(Envelope::builder("many"), |many, n| many.header(format!("h{n}"), "v".repeat(n)));
+    let tombstone = Envelope::builder("gone").tombstone().build();
+    let mut foreign = Envelope::foreign("t-0-7".into(), Some(vec![0xff; 200 * 1024].into()));
+    foreign.id_origin = throughline::IdOrigin::Broker;
+    vec![full, many.build(), tombstone, foreign, Envelope::builder("empty").build()]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_arrives_as_it_left_there_and_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let (from, over) = (memory("there", "").await, sqlite(folder.path(), "over.db").await);
+    let back = memory("back", "").await;
+    publish(&from, awkward()).await;
+    for (from, to) in [(&from, &over), (&over, &back)] {
+        let bridge = Bridge::new(from, to).ledger_in(folder.path()).until_empty();
+        let progress = bridge.progress();
+        let report = bridge.run(pending()).await.unwrap();
+        assert!(matches!(report.end, End::Empty { approximate: false }), "{report:?}");
+        assert_eq!((report.totals.moved, report.depth, report.unacked), (5, Some(0), 0), "{report:?}");
+        assert_eq!(progress.now().totals, report.totals);
+        assert!(report.warnings.is_empty() && report.totals.bytes > 200 * 1024, "{report:?}");
+        let (came, left) = (held(to).await, awkward());
+        assert_eq!(came.len(), left.len());
+        for (came, left) in came.iter().zip(&left) {
+            // The others have ids and times of their own.
+            assert_eq!(
+                (&came.headers, &came.payload, came.id_origin),
+                (&left.headers, &left.payload, left.id_origin)
+            );
+        }
+        assert_eq!(*came[0], left[0]);
+        assert_eq!(held(from).await.len(), 0);
+    }
+    over.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_broker_refuses_is_put_aside_as_it_came() {
+    let folder = tempfile::tempdir().unwrap();
+    let (from, to) = (memory("large", "").await, sqlite(folder.path(), "small.db").await);
+    let graveyard = memory("graveyard", "").await;
+    let large = Envelope::builder("large").key("k").header("a", "1").payload(vec![b'x'; 17 << 20]).build();
+    publish(&from, vec![large.clone(), Envelope::builder("small").key("k").build()]).await;
+
+    let report = Bridge::new(&from, &to).until_empty().run(pending()).await.unwrap();
+    let End::Refused { id, message_type, error } = &report.end else { panic!("{report:?}") };
+    assert_eq!((id, message_type.as_deref()), (&large.id, Some("large")));
+    assert_eq!((error.kind(), report.totals.moved), (ErrorKind::LimitExceeded, 0), "{report:?}");
+    assert_eq!((held(&from).await.len(), held(&to).await.len()), (2, 0), "nothing overtook it");
+
+    let report = Bridge::new(&from, &to).reject(&graveyard).until_empty().run(pending()).await.unwrap();
+    assert!(report.is_success(), "{report:?}");
+    assert_eq!((report.totals.moved, report.totals.rejected), (1, 1));
+    assert_eq!(report.rejected[0].class, "limit_exceeded");
+    let letters = graveyard.browse("", NonZeroUsize::MIN).await.unwrap();
+    assert_eq!(*letters[0].envelope, large);
+    let reason = letters[0].history.as_ref().unwrap().last().unwrap().to_string();
+    assert!(reason.contains("the limit is"), "{reason}");
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["end"]["reason"], "empty");
+    assert_eq!(json["rejected"][0]["id"], large.id.as_str());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_is_meant_is_moved_and_renamed() {
+    let (from, to) = (memory("some", "").await, memory("renamed", "").await);
+    let of = |name: &str, tenant: &str| Envelope::builder(name).header("x-tenant", tenant).build();
+    publish(&from, vec![of("a", "1"), of("a", "2"), of("b", "1")]).await;
+    let filter: Filter = "type=a".parse::<Filter>().unwrap().and("header:x-tenant=1".parse().unwrap());
+    let map: Map =
+        "header:x-tenant=tenant".parse::<Map>().unwrap().and("key=header:x-tenant".parse().unwrap());
+    let bridge = Bridge::new(&from, &to).filter(filter.clone()).map(map).until_empty();
+    let report = bridge.run(pending()).await.unwrap();
+    assert!(matches!(report.end, End::Empty { .. }), "{report:?}");
+    assert_eq!((report.totals.moved, report.left, held(&from).await.len()), (1, 2, 2));
+    let came = held(&to).await;
+    assert_eq!(came[0].headers.get_str("tenant"), Some("1"));
+    assert_eq!(came[0].ordering_key.as_deref(), Some(&b"1"[..]));
+
+    let bridge = Bridge::new(&from, &to).filter(filter).rest(Rest::Skip).until_empty();
+    let report = bridge.run(pending()).await.unwrap();
+    assert_eq!((report.totals.moved, report.totals.skipped, held(&from).await.len()), (0, 2, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_keeps_its_failures() {
+    let (jobs, to) = (memory("jobs", "&dead_letter=dead").await, memory("kept", "").await);
+    publish(&jobs, vec![Envelope::builder("x").build()]).await;
+    let mut consumer = jobs.consumer().await.unwrap();
+    let delivery = consumer.next().await.unwrap().unwrap();
+    delivery.reject(Failure::new("http_503").dependency("ads-api")).await.unwrap();
+    consumer.close().await.unwrap();
+    let dead = Bus::connect("memory:bridge-jobs?queue=dead").await.unwrap();
+    let report = Bridge::new(&dead, &to).until_empty().run(pending()).await.unwrap();
+    assert_eq!(report.totals.moved, 1, "{report:?}");
+    let letters = to.browse("", NonZeroUsize::MIN).await.unwrap();
+    let history = letters[0].history.as_ref().unwrap();
+    assert_eq!(history.last().unwrap().dependency.as_deref(), Some("ads-api"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_work_is_told_before_anything_is_moved() {
+    let folder = tempfile::tempdir().unwrap();
+    let (from, to) = (memory("from", "").await, memory("to", "").await);
+    publish(&from, vec![Envelope::builder("x").build()]).await;
+    let round = Bridge::new(&from, &from).run(pending()).await.unwrap_err();
+    assert_eq!(round.kind(), ErrorKind::InvalidAddress, "{round}");
+    let round = Bridge::new(&from, &to).reject(&from).run(pending()).await.unwrap_err();
+    assert_eq!(round.kind(), ErrorKind::InvalidAddress, "{round}");
+    let missing: Address = "memory:bridge-to?queue=none&create=never".parse().unwrap();
+    let missing = Bus::connect_to(missing).await.unwrap();
+    let error = Bridge::new(&from, &missing).run(pending()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    let ledger = folder.path().join("ledger");
+    Bridge::new(&to, &from).ledger(&ledger).until_empty().run(pending()).await.unwrap();
+    let error = Bridge::new(&from, &to).ledger(&ledger).run(pending()).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Conflict && error.to_string().contains("of its own"), "{error}");
+    assert_eq!(held(&from).await.len(), 1);
+}
