@@ -11,7 +11,7 @@ use throughline_core::driver::{Clock, Delivery, Native, Token};
 use throughline_core::{Envelope, HeaderValue, Order, Result, Timestamp};
 use tokio::time::Instant;
 
-use crate::codec::{self, envelope_columns};
+use crate::codec::{self, envelope_columns, rare_columns};
 use crate::error;
 use crate::schema::state;
 use crate::store::Store;
@@ -22,18 +22,26 @@ use crate::store::Store;
 struct Lane {
     /// The first ones.
     select: &'static str,
-    /// Leases all that come no later than the last one that was read.
+    /// Leases all that come no later than the last one that was read, whatever their ids.
     lease: &'static str,
     /// Whether there is any.
     any: &'static str,
+}
+
+macro_rules! lease {
+    () => {
+        " SET state = 2, due = ?1, receive_count = min(receive_count + 1, 4294967295) WHERE "
+    };
 }
 
 macro_rules! lane {
     ($state:literal, $index:literal) => {
         Lane {
             select: concat!(
-                "SELECT l.id, l.receive_count, l.failed_attempts, l.enqueued, l.history, l.dead_letter_source, \
-                 l.dead_letter_reason, l.key, l.rank, l.place, ",
+                "SELECT l.id, l.receive_count, l.failed_attempts, l.enqueued, l.rank, l.place, l.key, \
+                 coalesce(l.history, l.dead_letter_source, l.dead_letter_reason, ",
+                rare_columns!(),
+                ") IS NOT NULL, l.history, l.dead_letter_source, l.dead_letter_reason, ",
                 envelope_columns!(),
                 " FROM throughline_line l LEFT JOIN throughline_messages m ON m.id = l.id WHERE l.queue = ?1 AND l.state = ",
                 $state,
@@ -42,7 +50,8 @@ macro_rules! lane {
             lease: concat!(
                 "UPDATE throughline_line INDEXED BY ",
                 $index,
-                " SET state = 2, due = ?1, receive_count = receive_count + 1 WHERE queue = ?2 AND state = ",
+                lease!(),
+                "queue = ?2 AND state = ",
                 $state,
                 " AND (rank, place) <= (?3, ?4)"
             ),
@@ -55,8 +64,11 @@ macro_rules! lane {
 const READY: Lane = lane!("0", "throughline_ready");
 const BEHIND: Lane = lane!("1", "throughline_behind");
 
+/// Leases messages whose ids follow each other: in one pass, where a [`Lane`] has to note them all first.
+const LEASE_RUN: &str = concat!("UPDATE throughline_line NOT INDEXED", lease!(), "id BETWEEN ?2 AND ?3");
+
 /// Where the envelope's columns begin.
-const AT: usize = 10;
+const AT: usize = 11;
 
 /// When something of a queue is due: a lease ends, a delay is over.
 const NEXT_DUE: &str =
@@ -132,18 +144,21 @@ struct Stored {
 impl Stored {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         let (id, receive_count): (i64, i64) = (row.get(0)?, row.get(1)?);
-        let mut envelope = codec::read(row, AT, id)?;
-        envelope.ordering_key = codec::bytes(row.get_ref(7)?);
-        let details = codec::dead_letter(row.get_ref(5)?, row.get_ref(6)?);
-        let is_dead_letter = !details.is_empty();
+        let rare: bool = row.get(7)?;
+        let mut envelope = codec::read(row, AT, id, rare)?;
+        envelope.ordering_key = codec::bytes(row.get_ref(6)?);
         let mut delivery = Delivery::new(Arc::new(envelope), Token { epoch: 0, tag: u64::MAX });
         delivery.failed_attempts = row.get(2)?;
         delivery.enqueued = Some((Timestamp::from_millis(row.get(3)?), Clock::Broker));
-        delivery.history = codec::history(row.get_ref(4)?).map(Arc::new);
         delivery.receive_count = u32::try_from(receive_count).ok();
-        delivery.is_dead_letter = is_dead_letter;
-        delivery.native = is_dead_letter.then(|| Arc::new(DeadLetter(details)) as Arc<dyn Native>);
-        Ok(Self { id, receive_count, delivery, at: (row.get(8)?, row.get(9)?) })
+        if rare {
+            delivery.history = codec::history(row.get_ref(8)?).map(Arc::new);
+            let details = codec::dead_letter(row.get_ref(9)?, row.get_ref(10)?);
+            delivery.is_dead_letter = !details.is_empty();
+            delivery.native =
+                delivery.is_dead_letter.then(|| Arc::new(DeadLetter(details)) as Arc<dyn Native>);
+        }
+        Ok(Self { id, receive_count, delivery, at: (row.get(4)?, row.get(5)?) })
     }
 
     fn is_expired(&self, now: Timestamp) -> bool {
@@ -153,7 +168,7 @@ impl Stored {
 
     /// As it is handed out.
     fn leased(self, until: Instant) -> Delivery {
-        let receive_count = self.receive_count + 1;
+        let receive_count = self.receive_count.saturating_add(1).min(i64::from(u32::MAX));
         let mut delivery = self.delivery;
         delivery.token = token(self.id, receive_count, delivery.envelope.ordering_key.is_some());
         delivery.receive_count = u32::try_from(receive_count).ok();
@@ -227,31 +242,44 @@ impl Store<'_> {
             while claimed.deliveries.len() < claim.max && bytes < claim.max_bytes && expired < PIECE {
                 let wanted = claim.max - claimed.deliveries.len();
                 let stored = self.ready(claim, *lane, wanted)?;
-                if stored.is_empty() {
-                    break;
-                }
-                // All of them as one range, and only then those out of it that have expired: what takes the place of one of
-                // these in its key's line must not be leased along.
-                if let Some(last) = stored.last() {
-                    let (rank, place) = last.at;
-                    self.execute(lane.lease, [due.as_millis(), claim.queue, rank, place])?;
-                }
+                let were_all = stored.len() < wanted;
+                // All of them, and only then those out of it that have expired: what takes the place of one of these in its
+                // key's line must not be leased along.
+                self.lease(claim.queue, *lane, &stored, due)?;
                 let (gone, stored): (Vec<_>, Vec<_>) =
                     stored.into_iter().partition(|stored| stored.is_expired(self.now));
-                for stored in gone {
+                for stored in &gone {
                     expired += 1;
                     self.drop_expired(claim.queue, stored.id, &stored.delivery.envelope)?;
                 }
                 bytes += stored.iter().map(|stored| stored.delivery.envelope.payload_len()).sum::<usize>();
                 claimed.deliveries.extend(stored.into_iter().map(|stored| stored.leased(until)));
+                if were_all && gone.is_empty() {
+                    break;
+                }
             }
         }
-        claimed.next = self.next_due(claim.queue)?;
+        let is_full = claimed.deliveries.len() >= claim.max || bytes >= claim.max_bytes;
         claimed.more = expired >= PIECE;
         for lane in lanes {
-            claimed.more = claimed.more || self.any_in(claim.queue, *lane)?;
+            claimed.more = claimed.more || is_full && self.any_in(claim.queue, *lane)?;
+        }
+        if claimed.deliveries.is_empty() {
+            claimed.next = self.next_due(claim.queue)?;
         }
         Ok(claimed)
+    }
+
+    /// Leases what was read of a lane, from its front.
+    fn lease(&self, queue: i64, lane: Lane, stored: &[Stored], due: Timestamp) -> Result<()> {
+        let (Some(first), Some(last)) = (stored.first(), stored.last()) else { return Ok(()) };
+        if stored.is_sorted_by(|one, next| one.id.checked_add(1) == Some(next.id)) {
+            self.execute(LEASE_RUN, [due.as_millis(), first.id, last.id])?;
+        } else {
+            let (rank, place) = last.at;
+            self.execute(lane.lease, [due.as_millis(), queue, rank, place])?;
+        }
+        Ok(())
     }
 
     /// The next messages, as many as a claim may hold.

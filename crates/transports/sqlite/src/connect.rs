@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 use throughline_core::{Error, ErrorKind, Result};
 
@@ -40,6 +41,8 @@ pub(crate) fn writer(path: &Path, durability: Durability, create: bool) -> Resul
         connection.pragma_update(None, "synchronous", durability.as_str())
     };
     set_up().map_err(error::sqlite)?;
+    // A statement is prepared once: without this, SQLite prepares each that has a `LIMIT ?` anew when a value is bound to it.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map_err(error::sqlite)?;
     connection.set_prepared_statement_cache_capacity(64);
     schema::migrate(&mut connection)?;
     Ok(connection)

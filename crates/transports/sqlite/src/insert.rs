@@ -6,7 +6,7 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 use throughline_core::driver::{OperationId, Outgoing, Receipt};
 use throughline_core::{Envelope, Error, ErrorKind, History, Result, Retry};
 
-use crate::codec::{self, envelope_columns};
+use crate::codec::{self, Bound, envelope_columns};
 use crate::config::{Config, Place};
 use crate::error;
 use crate::schema::state;
@@ -25,12 +25,14 @@ const MESSAGE: &str = concat!(
 struct Insert<'a> {
     line: CachedStatement<'a>,
     message: CachedStatement<'a>,
+    /// What is bound of either.
+    bound: (Bound, Bound),
 }
 
 impl<'a> Insert<'a> {
     fn new(connection: &'a Connection) -> Result<Self> {
         let prepare = |sql| connection.prepare_cached(sql).map_err(error::sqlite);
-        Ok(Self { line: prepare(LINE)?, message: prepare(MESSAGE)? })
+        Ok(Self { line: prepare(LINE)?, message: prepare(MESSAGE)?, bound: Default::default() })
     }
 }
 
@@ -119,18 +121,18 @@ impl Store<'_> {
         let failed_attempts = message.failed_attempts;
         let history = message.history.filter(|history| !history.is_empty()).map(History::to_header);
         let mut bind = || {
-            let Insert { line, message } = insert;
+            let Insert { line, message, bound } = insert;
             line.raw_bind_parameter(1, id)?;
             line.raw_bind_parameter(2, queue)?;
             line.raw_bind_parameter(3, state)?;
             line.raw_bind_parameter(4, due.as_millis())?;
             line.raw_bind_parameter(5, rank(envelope))?;
             line.raw_bind_parameter(6, failed_attempts)?;
-            line.raw_bind_parameter(7, envelope.ordering_key.as_deref())?;
-            line.raw_bind_parameter(8, history.as_deref())?;
+            bound.0.bind(line, 7, envelope.ordering_key.as_deref())?;
+            bound.0.bind(line, 8, history.as_deref())?;
             line.raw_execute()?;
             message.raw_bind_parameter(1, id)?;
-            codec::bind(message, 2, envelope)?;
+            codec::bind(message, &mut bound.1, 2, envelope)?;
             message.raw_execute()
         };
         bind().map_err(error::sqlite)?;
