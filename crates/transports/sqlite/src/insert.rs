@@ -1,16 +1,21 @@
 //! Taking messages in.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 use throughline_core::driver::{OperationId, Outgoing, Receipt};
-use throughline_core::{Envelope, Error, ErrorKind, History, Result, Retry};
+use throughline_core::{Envelope, Error, ErrorKind, History, Result, Retry, Timestamp};
 
 use crate::codec::{self, Bound, envelope_columns};
 use crate::config::{Config, Place};
 use crate::error;
 use crate::schema::state;
 use crate::store::{Queue, Store};
+
+/// How long a consumer's own subscription lives without a sign of life from it, until it is suspected, and again until it
+/// ends.
+const OWN_LIVES: Duration = Duration::from_secs(60);
 
 const LINE: &str = "INSERT INTO throughline_line (id, queue, state, due, rank, place, failed_attempts, enqueued, key, history) \
                     VALUES (?1, ?2, ?3, ?4, ?5, ?1, ?6, ?4, ?7, ?8)";
@@ -43,7 +48,7 @@ pub(crate) const IN_LINE: &str =
 /// A message as it goes into its queue.
 pub(crate) struct New<'a> {
     pub(crate) envelope: &'a Envelope,
-    pub(crate) delay: std::time::Duration,
+    pub(crate) delay: Duration,
     pub(crate) failed_attempts: u32,
     pub(crate) history: Option<&'a History>,
 }
@@ -149,23 +154,47 @@ impl Store<'_> {
             .map_err(error::sqlite)
     }
 
-    /// The present subscriptions of a topic. Those whose consumer has died are deleted on the way.
+    /// The present subscriptions of a topic. Where the consumer of one gives no sign of life it is suspected at first: its
+    /// process may have been held up, or the clock set. One that has stayed so is deleted.
     fn subscriptions(&mut self, topic: &str) -> Result<Vec<Queue>> {
-        let names = {
-            let sql = "SELECT id, name FROM throughline_queues WHERE topic = ?1 AND name <> '' AND deleted = 0 \
-                       AND alive_until <= ?2";
-            let mut statement = self.connection.prepare_cached(sql).map_err(error::sqlite)?;
-            let dead = statement.query_map(params![topic, self.now.as_millis()], |row| row.get::<_, i64>(0));
-            dead.and_then(Iterator::collect::<rusqlite::Result<Vec<_>>>).map_err(error::sqlite)?
+        const ALL: &str = "SELECT id, max_length, held, alive_until, suspected_until FROM throughline_queues \
+                           WHERE topic = ?1 AND name <> '' AND deleted = 0";
+        let all = {
+            let mut statement = self.connection.prepare_cached(ALL).map_err(error::sqlite)?;
+            let rows = statement.query_map([topic], |row| {
+                let time = |index| {
+                    Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(index)?.map(Timestamp::from_millis))
+                };
+                Ok((Queue::read(row)?, time(3)?, time(4)?))
+            });
+            rows.and_then(Iterator::collect::<rusqlite::Result<Vec<_>>>).map_err(error::sqlite)?
         };
-        for id in names {
-            self.mark_deleted(id)?;
+        let mut present = Vec::with_capacity(all.len());
+        for (queue, alive_until, suspected_until) in all {
+            if alive_until.is_some_and(|until| until <= self.now) {
+                match suspected_until {
+                    Some(until) if until <= self.now => {
+                        self.mark_deleted(queue.id)?;
+                        continue;
+                    }
+                    Some(_) => {}
+                    None => self.suspect(queue.id)?,
+                }
+            }
+            present.push(queue);
         }
-        let sql = "SELECT name FROM throughline_queues WHERE topic = ?1 AND name <> '' AND deleted = 0";
-        let mut statement = self.connection.prepare_cached(sql).map_err(error::sqlite)?;
-        let names = statement.query_map([topic], |row| row.get::<_, String>(0));
-        let names = names.and_then(Iterator::collect::<rusqlite::Result<Vec<_>>>).map_err(error::sqlite)?;
-        names.iter().filter_map(|name| self.find(topic, name).transpose()).collect()
+        Ok(present)
+    }
+
+    fn suspect(&self, subscription: i64) -> Result<()> {
+        let sql = "UPDATE throughline_queues SET suspected_until = ?1 WHERE id = ?2";
+        self.execute(sql, [self.now.after(OWN_LIVES).as_millis(), subscription]).map(drop)
+    }
+
+    /// A sign of life of a subscription's own consumer.
+    pub(crate) fn keep_alive(&self, subscription: i64) -> Result<()> {
+        let sql = "UPDATE throughline_queues SET alive_until = ?1, suspected_until = NULL WHERE id = ?2";
+        self.execute(sql, [self.now.after(OWN_LIVES).as_millis(), subscription]).map(drop)
     }
 
     /// Which operations of a batch were taken in before.
@@ -282,6 +311,29 @@ fn unroutable(config: &Config) -> Result<Receipt> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schema;
+    use std::path::Path;
+
+    #[test]
+    fn a_subscription_ends_only_when_its_consumer_has_stayed_silent() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        schema::migrate(&mut connection).unwrap();
+        let mut store = Store::new(&connection, Path::new(""));
+        let id = store.make("t", "own", None).unwrap().id;
+        let present = |store: &mut Store<'_>, passed: Duration| {
+            store.now = store.now.after(passed);
+            store.subscriptions("t").unwrap().len()
+        };
+        store.keep_alive(id).unwrap();
+        assert_eq!(present(&mut store, OWN_LIVES / 2), 1);
+        // A stall, or a step of the clock: a publish is there before its renewal.
+        assert_eq!(present(&mut store, 100 * OWN_LIVES), 1);
+        store.keep_alive(id).unwrap();
+        assert_eq!(present(&mut store, 100 * OWN_LIVES), 1);
+        assert_eq!(present(&mut store, OWN_LIVES / 2), 1);
+        // It died.
+        assert_eq!(present(&mut store, OWN_LIVES), 0);
+    }
 
     #[test]
     fn operations_that_follow_each_other_are_one_run() {

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 use throughline_core::{Error, Result, Timestamp};
 
 use crate::config::{Config, Place};
@@ -31,6 +31,13 @@ pub(crate) struct Queue {
     pub(crate) id: i64,
     pub(crate) max_length: Option<u32>,
     held: i64,
+}
+
+impl Queue {
+    /// From a row that begins with `id, max_length, held`.
+    pub(crate) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self { id: row.get(0)?, max_length: row.get(1)?, held: row.get(2)? })
+    }
 }
 
 impl<'a> Store<'a> {
@@ -209,12 +216,7 @@ impl<'a> Store<'a> {
 pub(crate) fn find(connection: &Connection, topic: &str, name: &str) -> rusqlite::Result<Option<Queue>> {
     let sql =
         "SELECT id, max_length, held FROM throughline_queues WHERE topic = ?1 AND name = ?2 AND deleted = 0";
-    connection
-        .prepare_cached(sql)?
-        .query_row([topic, name], |row| {
-            Ok(Queue { id: row.get(0)?, max_length: row.get(1)?, held: row.get(2)? })
-        })
-        .optional()
+    connection.prepare_cached(sql)?.query_row([topic, name], Queue::read).optional()
 }
 
 pub(crate) fn gone() -> Error {

@@ -12,7 +12,8 @@ CREATE TABLE throughline_queues (
     name TEXT NOT NULL,                -- of the queue or subscription; '': the topic itself
     max_length INTEGER,
     held INTEGER NOT NULL DEFAULT 0,   -- how many messages it holds
-    alive_until INTEGER,               -- a consumer's own subscription ends then, unless the consumer says otherwise
+    alive_until INTEGER,               -- of a consumer's own subscription: after that its consumer may have died
+    suspected_until INTEGER,           -- so it seems to have; it ends then, unless the consumer says otherwise
     deleted INTEGER NOT NULL DEFAULT 0 -- its messages go piece by piece, and then it
 );
 CREATE UNIQUE INDEX throughline_queues_by_name ON throughline_queues (topic, name) WHERE deleted = 0;
