@@ -84,7 +84,7 @@ impl Outbox {
         let message = New { envelope, delay: Duration::ZERO, failed_attempts: 0, history: None };
         let inserted = store
             // Written first: a transaction that has read, and then wants to write, is told at once that the database is busy.
-            .execute("UPDATE throughline_meta SET next = next", [])
+            .execute("UPDATE throughline_meta SET next = next WHERE id = 1", [])
             .and_then(|_| store.destination(&self.config))
             .and_then(|queue| store.insert_one(queue.id, &message))
             .and_then(|_| store.flush());

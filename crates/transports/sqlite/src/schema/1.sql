@@ -17,6 +17,7 @@ CREATE TABLE throughline_queues (
     deleted INTEGER NOT NULL DEFAULT 0 -- its messages go piece by piece, and then it
 );
 CREATE UNIQUE INDEX throughline_queues_by_name ON throughline_queues (topic, name) WHERE deleted = 0;
+CREATE INDEX throughline_queues_deleted ON throughline_queues (deleted) WHERE deleted = 1;
 
 -- Where each message stands: what claims and settlements change, in small rows, so that they write little.
 CREATE TABLE throughline_line (
