@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rusqlite::{Connection, Transaction};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
 use throughline_core::capabilities;
 use throughline_core::driver::Endpoint;
 use throughline_core::trace::SendSpan;
@@ -14,7 +14,7 @@ use crate::config::{Config, Place};
 use crate::error;
 use crate::insert::New;
 use crate::schema;
-use crate::store::Store;
+use crate::store::{self, Store};
 
 /// A work queue in an application's own database, into which messages go in the application's own transactions: state and
 /// messages commit together, or not at all.
@@ -49,7 +49,15 @@ impl Outbox {
             },
         };
         schema::migrate(connection)?;
-        Store::new(connection, Path::new("")).destination(&outbox.config)?;
+        let name = outbox.config.place.name();
+        if store::find(connection, "", name).map_err(error::sqlite)?.is_none() {
+            // Somebody else may be making it at this moment.
+            let transaction = connection
+                .transaction_with_behavior(TransactionBehavior::Immediate)
+                .map_err(error::sqlite)?;
+            Store::new(&transaction, Path::new("")).destination(&outbox.config)?;
+            transaction.commit().map_err(error::commit)?;
+        }
         Ok(outbox)
     }
 
