@@ -22,38 +22,22 @@ use crate::store::Store;
 struct Lane {
     /// The first ones.
     select: &'static str,
-    /// Leases all that come no later than the last one that was read, whatever their ids.
-    lease: &'static str,
     /// Whether there is any.
     any: &'static str,
 }
 
-macro_rules! lease {
-    () => {
-        " SET state = 2, due = ?1, receive_count = min(receive_count + 1, 4294967295) WHERE "
-    };
-}
-
 macro_rules! lane {
-    ($state:literal, $index:literal) => {
+    ($state:literal) => {
         Lane {
             select: concat!(
-                "SELECT l.id, l.receive_count, l.failed_attempts, l.enqueued, l.rank, l.place, l.key, \
-                 coalesce(l.history, l.dead_letter_source, l.dead_letter_reason, ",
+                "SELECT l.id, l.receive_count, l.enqueued, l.key, \
+                 coalesce(nullif(l.failed_attempts, 0), l.history, l.dead_letter_source, l.dead_letter_reason, ",
                 rare_columns!(),
-                ") IS NOT NULL, l.history, l.dead_letter_source, l.dead_letter_reason, ",
+                ") IS NOT NULL, l.failed_attempts, l.history, l.dead_letter_source, l.dead_letter_reason, ",
                 envelope_columns!(),
                 " FROM throughline_line l LEFT JOIN throughline_messages m ON m.id = l.id WHERE l.queue = ?1 AND l.state = ",
                 $state,
                 " ORDER BY l.rank, l.place LIMIT ?2"
-            ),
-            lease: concat!(
-                "UPDATE throughline_line INDEXED BY ",
-                $index,
-                lease!(),
-                "queue = ?2 AND state = ",
-                $state,
-                " AND (rank, place) <= (?3, ?4)"
             ),
             any: concat!("SELECT 1 FROM throughline_line WHERE queue = ?1 AND state = ", $state, " LIMIT 1"),
         }
@@ -61,14 +45,15 @@ macro_rules! lane {
 }
 
 /// The messages that can be claimed, and those that wait for an earlier one of their key.
-const READY: Lane = lane!("0", "throughline_ready");
-const BEHIND: Lane = lane!("1", "throughline_behind");
+const READY: Lane = lane!("0");
+const BEHIND: Lane = lane!("1");
 
-/// Leases messages whose ids follow each other: in one pass, where a [`Lane`] has to note them all first.
-const LEASE_RUN: &str = concat!("UPDATE throughline_line NOT INDEXED", lease!(), "id BETWEEN ?2 AND ?3");
+/// Leases messages whose ids follow each other. By the index of their lane SQLite would have to note them all first.
+const LEASE: &str = "UPDATE throughline_line NOT INDEXED SET state = 2, due = ?1, \
+                     receive_count = min(receive_count + 1, 4294967295) WHERE id BETWEEN ?2 AND ?3";
 
 /// Where the envelope's columns begin.
-const AT: usize = 11;
+const AT: usize = 9;
 
 /// When something of a queue is due: a lease ends, a delay is over.
 const NEXT_DUE: &str =
@@ -139,28 +124,27 @@ struct Stored {
     id: i64,
     receive_count: i64,
     delivery: Delivery,
-    /// Rank and place.
-    at: (i64, i64),
 }
 
 impl Stored {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         let (id, receive_count): (i64, i64) = (row.get(0)?, row.get(1)?);
-        let rare: bool = row.get(7)?;
+        // Whether any of what most messages leave empty is set.
+        let rare: bool = row.get(4)?;
         let mut envelope = codec::read(row, AT, id, rare)?;
-        envelope.ordering_key = codec::bytes(row.get_ref(6)?);
+        envelope.ordering_key = codec::bytes(row.get_ref(3)?);
         let mut delivery = Delivery::new(Arc::new(envelope), Token { epoch: 0, tag: u64::MAX });
-        delivery.failed_attempts = row.get(2)?;
-        delivery.enqueued = Some((Timestamp::from_millis(row.get(3)?), Clock::Broker));
+        delivery.enqueued = Some((Timestamp::from_millis(row.get(2)?), Clock::Broker));
         delivery.receive_count = u32::try_from(receive_count).ok();
         if rare {
-            delivery.history = codec::history(row.get_ref(8)?).map(Arc::new);
-            let details = codec::dead_letter(row.get_ref(9)?, row.get_ref(10)?);
+            delivery.failed_attempts = row.get(5)?;
+            delivery.history = codec::history(row.get_ref(6)?).map(Arc::new);
+            let details = codec::dead_letter(row.get_ref(7)?, row.get_ref(8)?);
             delivery.is_dead_letter = !details.is_empty();
             delivery.native =
                 delivery.is_dead_letter.then(|| Arc::new(DeadLetter(details)) as Arc<dyn Native>);
         }
-        Ok(Self { id, receive_count, delivery, at: (row.get(4)?, row.get(5)?) })
+        Ok(Self { id, receive_count, delivery })
     }
 
     fn is_expired(&self, now: Timestamp) -> bool {
@@ -247,7 +231,7 @@ impl Store<'_> {
                 let were_all = stored.len() < wanted;
                 // All of them, and only then those out of it that have expired: what takes the place of one of these in its
                 // key's line must not be leased along.
-                self.lease(claim.queue, *lane, &stored, due)?;
+                self.lease(&stored, due)?;
                 let (gone, stored): (Vec<_>, Vec<_>) =
                     stored.into_iter().partition(|stored| stored.is_expired(self.now));
                 for stored in &gone {
@@ -272,14 +256,13 @@ impl Store<'_> {
         Ok(claimed)
     }
 
-    /// Leases what was read of a lane, from its front.
-    fn lease(&self, queue: i64, lane: Lane, stored: &[Stored], due: Timestamp) -> Result<()> {
-        let (Some(first), Some(last)) = (stored.first(), stored.last()) else { return Ok(()) };
-        if stored.is_sorted_by(|one, next| one.id.checked_add(1) == Some(next.id)) {
-            self.execute(LEASE_RUN, [due.as_millis(), first.id, last.id])?;
-        } else {
-            let (rank, place) = last.at;
-            self.execute(lane.lease, [due.as_millis(), queue, rank, place])?;
+    /// Leases what was read.
+    fn lease(&self, stored: &[Stored], due: Timestamp) -> Result<()> {
+        let mut lease = self.connection.prepare_cached(LEASE).map_err(error::sqlite)?;
+        for run in stored.chunk_by(|one, next| one.id.checked_add(1) == Some(next.id)) {
+            if let (Some(first), Some(last)) = (run.first(), run.last()) {
+                lease.execute([due.as_millis(), first.id, last.id]).map_err(error::sqlite)?;
+            }
         }
         Ok(())
     }

@@ -32,12 +32,14 @@ struct Insert<'a> {
     message: CachedStatement<'a>,
     /// What is bound of either.
     bound: (Bound, Bound),
+    /// What a line has in common with the one before, as a rule: its queue, state, due, rank and failed attempts.
+    common: Option<[i64; 5]>,
 }
 
 impl<'a> Insert<'a> {
     fn new(connection: &'a Connection) -> Result<Self> {
         let prepare = |sql| connection.prepare_cached(sql).map_err(error::sqlite);
-        Ok(Self { line: prepare(LINE)?, message: prepare(MESSAGE)?, bound: Default::default() })
+        Ok(Self { line: prepare(LINE)?, message: prepare(MESSAGE)?, bound: Default::default(), common: None })
     }
 }
 
@@ -72,7 +74,8 @@ impl Store<'_> {
             Place::Queue(_) => vec![destination],
             Place::Topic { topic, .. } => self.subscriptions(topic)?,
         };
-        let mut seen = self.seen(destination.id, batch, config)?;
+        let runs = runs(batch.iter().map(|message| message.operation));
+        let mut seen = self.seen(destination.id, &runs, config)?;
         let connection = self.connection;
         let mut insert = Insert::new(connection)?;
         let mut results = Vec::with_capacity(batch.len());
@@ -92,7 +95,7 @@ impl Store<'_> {
                     id = self.insert(&mut insert, queue.id, &message.into())?;
                 }
                 taken.push(message.operation);
-                if !config.dedupe.is_zero() {
+                if !config.dedupe.is_zero() && runs.len() > 1 {
                     // Should it come twice in one batch.
                     seen.insert(message.operation);
                 }
@@ -123,16 +126,18 @@ impl Store<'_> {
         };
         // Of what is delayed, too: somebody may be waiting for something later.
         self.woken.insert(queue);
-        let failed_attempts = message.failed_attempts;
+        let failed_attempts = i64::from(message.failed_attempts);
         let history = message.history.filter(|history| !history.is_empty()).map(History::to_header);
         let mut bind = || {
-            let Insert { line, message, bound } = insert;
+            let Insert { line, message, bound, common } = insert;
             line.raw_bind_parameter(1, id)?;
-            line.raw_bind_parameter(2, queue)?;
-            line.raw_bind_parameter(3, state)?;
-            line.raw_bind_parameter(4, due.as_millis())?;
-            line.raw_bind_parameter(5, rank(envelope))?;
-            line.raw_bind_parameter(6, failed_attempts)?;
+            let now_common = [queue, state, due.as_millis(), rank(envelope), failed_attempts];
+            if *common != Some(now_common) {
+                for (index, value) in (2..).zip(now_common) {
+                    line.raw_bind_parameter(index, value)?;
+                }
+                *common = Some(now_common);
+            }
             bound.0.bind(line, 7, envelope.ordering_key.as_deref())?;
             bound.0.bind(line, 8, history.as_deref())?;
             line.raw_execute()?;
@@ -197,8 +202,8 @@ impl Store<'_> {
         self.execute(sql, [self.now.after(OWN_LIVES).as_millis(), subscription]).map(drop)
     }
 
-    /// Which operations of a batch were taken in before.
-    fn seen(&self, queue: i64, batch: &[Outgoing], config: &Config) -> Result<HashSet<OperationId>> {
+    /// Which operations of these were taken in before.
+    fn seen(&self, queue: i64, runs: &[Run], config: &Config) -> Result<HashSet<OperationId>> {
         if config.dedupe.is_zero() {
             return Ok(HashSet::new());
         }
@@ -213,7 +218,7 @@ impl Store<'_> {
                 .map_err(error::sqlite)
         };
         let mut seen = HashSet::new();
-        for run in runs(batch.iter().map(|message| message.operation)) {
+        for run in runs {
             // Nearly always the one look at a run tells that nothing of it is known.
             let overlaps = run_before(run.publisher, run.first)?.is_some_and(|first| first <= run.last);
             if !overlaps {

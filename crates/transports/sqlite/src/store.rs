@@ -78,8 +78,9 @@ impl<'a> Store<'a> {
 
     /// How many messages a queue has room for.
     pub(crate) fn room(&self, queue: &Queue) -> i64 {
-        let held = queue.held + self.held.get(&queue.id).copied().unwrap_or(0);
-        queue.max_length.map_or(i64::MAX, |max| (i64::from(max) - held).max(0))
+        let Some(max) = queue.max_length else { return i64::MAX };
+        let held = queue.held.saturating_add(self.held.get(&queue.id).copied().unwrap_or(0));
+        i64::from(max).saturating_sub(held).max(0)
     }
 
     /// Writes what was noted; the last thing before the commit.
