@@ -73,7 +73,8 @@ impl Stopwatch {
 fn main() -> Result<()> {
     let cli = Cli::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let mut rows: Vec<Row> = ["rusqlite", "throughline", "throughline, one by one"].map(Row::new).into();
+    let names = ["rusqlite", "rusqlite, with leases", "throughline", "throughline, one by one"];
+    let mut rows: Vec<Row> = names.map(Row::new).into();
     for round in 0..=cli.rounds {
         for step in 0..rows.len() {
             // Another goes first in each round.
@@ -87,8 +88,9 @@ fn main() -> Result<()> {
                 body: vec![b'x'; cli.bytes],
             };
             let (published, consumed) = match at {
-                0 => raw::run(&load)?,
-                1 => runtime.block_on(async { tokio::spawn(ours::run(load, true)).await })??,
+                0 => raw::run(&load, raw::Take::AtOnce)?,
+                1 => raw::run(&load, raw::Take::Leased)?,
+                2 => runtime.block_on(async { tokio::spawn(ours::run(load, true)).await })??,
                 _ => runtime.block_on(async { tokio::spawn(ours::run(load, false)).await })??,
             };
             if round > 0 {

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::Span;
 use crate::backlog::Backlog;
 
-/// What was measured of one contender, round by round; the first one is what the others are compared with.
+/// What was measured of one contender, round by round; the first two are what the others are compared with.
 pub(crate) struct Row {
     pub(crate) name: &'static str,
     pub(crate) publish: Vec<Span>,
@@ -36,9 +36,12 @@ struct Figures {
     rate: f64,
     /// Over rusqlite's, in the same round.
     ratio: Spread,
+    /// Over that of rusqlite with leases.
+    leased_ratio: Spread,
     /// Processor time a message, in µs.
     cpu_micros: f64,
     cpu_ratio: Spread,
+    leased_cpu_ratio: Spread,
 }
 
 /// The median, the lowest and the highest.
@@ -52,8 +55,8 @@ struct Spread {
 impl Report {
     pub(crate) fn new(messages: usize, payload_bytes: usize, rows: &[Row], backlogs: Vec<Backlog>) -> Self {
         let figures = |of: fn(&Row) -> &[Span]| -> Vec<Figures> {
-            let raw = rows.first().map(of).unwrap_or_default();
-            rows.iter().map(|row| Figures::of(row.name, of(row), raw, messages)).collect()
+            let raw = |at: usize| rows.get(at).map(of).unwrap_or_default();
+            rows.iter().map(|row| Figures::of(row.name, of(row), [raw(0), raw(1)], messages)).collect()
         };
         Self {
             messages_a_round: messages,
@@ -66,20 +69,23 @@ impl Report {
 }
 
 impl Figures {
-    fn of(name: &'static str, own: &[Span], raw: &[Span], messages: usize) -> Self {
-        let over = |of: fn(&Span) -> f64| Spread::of(own.iter().zip(raw).map(|(own, raw)| of(own) / of(raw)));
+    fn of(name: &'static str, own: &[Span], raw: [&[Span]; 2], messages: usize) -> Self {
+        let over = |raw: &[Span], of: fn(&Span) -> f64| {
+            Spread::of(own.iter().zip(raw).map(|(own, raw)| of(own) / of(raw)))
+        };
         let all = |of: fn(&Span) -> f64| Spread::of(own.iter().map(of)).median;
-        let slowness = over(|span| span.wall.as_secs_f64());
+        let wall = |span: &Span| span.wall.as_secs_f64();
+        let cpu = |span: &Span| span.cpu.as_secs_f64();
+        let [ratio, leased_ratio] = raw.map(|raw| over(raw, wall).inverse());
+        let [cpu_ratio, leased_cpu_ratio] = raw.map(|raw| over(raw, cpu));
         Self {
             name,
-            rate: messages as f64 / all(|span| span.wall.as_secs_f64()),
-            ratio: Spread {
-                median: 1.0 / slowness.median,
-                low: 1.0 / slowness.high,
-                high: 1.0 / slowness.low,
-            },
-            cpu_micros: all(|span| span.cpu.as_secs_f64()) * 1e6 / messages as f64,
-            cpu_ratio: over(|span| span.cpu.as_secs_f64()),
+            rate: messages as f64 / all(wall),
+            ratio,
+            leased_ratio,
+            cpu_micros: all(cpu) * 1e6 / messages as f64,
+            cpu_ratio,
+            leased_cpu_ratio,
         }
     }
 }
@@ -90,6 +96,11 @@ impl Spread {
         values.sort_by(f64::total_cmp);
         let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
         Self { median: at(values.len() / 2), low: at(0), high: at(values.len().saturating_sub(1)) }
+    }
+
+    /// Of how often the one goes into the other, the other way round.
+    fn inverse(self) -> Self {
+        Self { median: 1.0 / self.median, low: 1.0 / self.high, high: 1.0 / self.low }
     }
 }
 
@@ -109,12 +120,18 @@ impl fmt::Display for Report {
         for (title, figures) in [("publish", &self.publish), ("consume + ack", &self.consume)] {
             writeln!(
                 f,
-                "\n{title:<26} {:>9}  {:<18} {:>10}  {:<18}",
-                "msg/s", "÷ rusqlite", "CPU µs/msg", "÷ rusqlite"
+                "\n{title:<26} {:>9}  {:<18}  {:<18} {:>10}  {:<18}  {:<18}",
+                "msg/s", "÷ rusqlite", "÷ with leases", "CPU µs/msg", "÷ rusqlite", "÷ with leases"
             )?;
-            for Figures { name, rate, ratio, cpu_micros, cpu_ratio } in figures {
-                let (ratio, cpu_ratio) = (ratio.to_string(), cpu_ratio.to_string());
-                writeln!(f, "  {name:<24} {rate:>9.0}  {ratio:<18} {cpu_micros:>10.2}  {cpu_ratio:<18}")?;
+            for row in figures {
+                let Figures { name, rate, cpu_micros, .. } = row;
+                let [ratio, leased, cpu, leased_cpu] =
+                    [row.ratio, row.leased_ratio, row.cpu_ratio, row.leased_cpu_ratio]
+                        .map(|spread| spread.to_string());
+                writeln!(
+                    f,
+                    "  {name:<24} {rate:>9.0}  {ratio:<18}  {leased:<18} {cpu_micros:>10.2}  {cpu:<18}  {leased_cpu:<18}"
+                )?;
             }
         }
         writeln!(

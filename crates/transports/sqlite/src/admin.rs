@@ -220,6 +220,8 @@ impl Transport for Sqlite {
     async fn purge(&self, address: &Address) -> Result<u64> {
         let queue = self.look(address, |_, queue| Ok(queue.id)).await?;
         let file = self.file(address, false).await?;
+        // What is due is as good as ready.
+        while file.write(move |store| store.wake_due(queue)).await? > 0 {}
         let before = file.write(|store| store.take_next()).await?;
         let mut purged = 0;
         // A piece at a time, so that others get their turn.

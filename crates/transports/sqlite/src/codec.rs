@@ -1,27 +1,61 @@
 //! An envelope as a row, and back.
 
 use bytes::Bytes;
-use rusqlite::types::ValueRef;
+use rusqlite::types::{ToSql, ValueRef};
 use rusqlite::{Row, Statement};
 use throughline_core::driver::wire;
 use throughline_core::headers::{BAGGAGE, TRACEPARENT, TRACESTATE};
 use throughline_core::pack::{PACKED_HEADER, Packed};
 use throughline_core::{Envelope, HeaderValue, Headers, History, IdOrigin, Timestamp};
 
-/// The columns of the envelope, in the order in which they are bound and read.
+/// The columns of the envelope, in the order in which they are bound and read: those that nearly every message has, and
+/// then the [`rare_columns`].
 macro_rules! envelope_columns {
     () => {
-        "message_id, id_origin, type, source, time, content_type, content_encoding, correlation_id, reply_to, \
-         expires, priority, idempotency_key, traceparent, tracestate, baggage, headers, payload"
+        concat!("message_id, type, time, content_type, traceparent, payload, ", crate::codec::rare_columns!())
     };
 }
 pub(crate) use envelope_columns;
 
-/// How many there are.
+/// The columns that most messages leave empty: looking at each of them takes longer than asking first whether any is set.
+macro_rules! rare_columns {
+    () => {
+        "id_origin, source, content_encoding, correlation_id, reply_to, expires, priority, idempotency_key, tracestate, \
+         baggage, headers"
+    };
+}
+pub(crate) use rare_columns;
+
+/// How many columns of the envelope there are.
 pub(crate) const COLUMNS: usize = 17;
 
+/// Which parameters of a statement hold a value: those that are NULL, and are to be so again, are left alone.
+#[derive(Default)]
+pub(crate) struct Bound(u32);
+
+impl Bound {
+    pub(crate) fn bind<T: ToSql>(
+        &mut self,
+        statement: &mut Statement<'_>,
+        index: usize,
+        value: Option<T>,
+    ) -> rusqlite::Result<()> {
+        let bit = 1 << index;
+        if value.is_none() && self.0 & bit == 0 {
+            return Ok(());
+        }
+        self.0 = if value.is_some() { self.0 | bit } else { self.0 & !bit };
+        statement.raw_bind_parameter(index, value)
+    }
+}
+
 /// Binds an envelope's columns, from parameter `at` on.
-pub(crate) fn bind(statement: &mut Statement<'_>, at: usize, envelope: &Envelope) -> rusqlite::Result<()> {
+pub(crate) fn bind(
+    statement: &mut Statement<'_>,
+    bound: &mut Bound,
+    at: usize,
+    envelope: &Envelope,
+) -> rusqlite::Result<()> {
     let (trace, headers) = split(&envelope.headers);
     let origin = match envelope.id_origin {
         IdOrigin::Envelope => None,
@@ -31,26 +65,30 @@ pub(crate) fn bind(statement: &mut Statement<'_>, at: usize, envelope: &Envelope
     let mut index = at;
     macro_rules! bind {
         ($($value:expr),* $(,)?) => {$(
-            statement.raw_bind_parameter(index, $value)?;
+            bound.bind(statement, index, $value)?;
             index += 1;
         )*};
     }
+    let [traceparent, tracestate, baggage] = trace;
     bind!(
-        envelope.id.as_str(),
-        origin,
+        Some(envelope.id.as_str()),
         envelope.message_type.as_deref(),
-        envelope.source.as_deref(),
         envelope.time.map(Timestamp::as_millis),
         envelope.content_type.as_deref(),
+        traceparent,
+        envelope.payload.as_deref(),
+        origin,
+        envelope.source.as_deref(),
         envelope.content_encoding.as_deref(),
         envelope.correlation_id.as_deref(),
         envelope.reply_to.as_deref(),
         envelope.expires_at.map(Timestamp::as_millis),
         envelope.priority,
         envelope.idempotency_key.as_deref(),
+        tracestate,
+        baggage,
+        headers,
     );
-    let [traceparent, tracestate, baggage] = trace;
-    bind!(traceparent, tracestate, baggage, headers, envelope.payload.as_deref());
     debug_assert_eq!(index, at + COLUMNS);
     Ok(())
 }
@@ -86,8 +124,9 @@ fn split(headers: &Headers) -> ([Option<&str>; 3], Option<String>) {
 }
 
 /// Reads an envelope whose columns begin at `at`. Any row is one: what a foreign hand wrote is taken for what it most
-/// likely means, and what cannot be read stays as it is. `id` is the row's own; its key is not here.
-pub(crate) fn read(row: &Row<'_>, at: usize, id: i64) -> rusqlite::Result<Envelope> {
+/// likely means, and what cannot be read stays as it is. `id` is the row's own; its key is not here. `rare` tells whether
+/// one of the rare columns may be set.
+pub(crate) fn read(row: &Row<'_>, at: usize, id: i64, rare: bool) -> rusqlite::Result<Envelope> {
     let text = |index: usize| row.get_ref(at + index).map(text);
     let number = |index: usize| row.get_ref(at + index).map(number);
     let mut envelope = match text(0)? {
@@ -98,33 +137,39 @@ pub(crate) fn read(row: &Row<'_>, at: usize, id: i64) -> rusqlite::Result<Envelo
             envelope
         }
     };
-    match number(1)? {
+    envelope.message_type = text(1)?;
+    envelope.time = number(2)?.map(Timestamp::from_millis);
+    envelope.content_type = text(3)?;
+    if let Some(value) = text(4)? {
+        envelope.headers.append(TRACEPARENT, value);
+    }
+    envelope.payload = bytes(row.get_ref(at + 5)?);
+    if !rare {
+        return Ok(envelope);
+    }
+    match number(6)? {
         Some(1) => envelope.id_origin = IdOrigin::Broker,
         Some(2) => envelope.id_origin = IdOrigin::Synthetic,
         _ => {}
     }
-    envelope.message_type = text(2)?;
-    envelope.source = text(3)?;
-    envelope.time = number(4)?.map(Timestamp::from_millis);
-    envelope.content_type = text(5)?;
-    envelope.content_encoding = text(6)?;
-    envelope.correlation_id = text(7)?;
-    envelope.reply_to = text(8)?;
-    envelope.expires_at = number(9)?.map(Timestamp::from_millis);
-    envelope.priority = number(10)?.map(|priority| u8::try_from(priority.clamp(0, 255)).unwrap_or(u8::MAX));
-    envelope.idempotency_key = text(11)?;
-    for (index, name) in [(12, TRACEPARENT), (13, TRACESTATE), (14, BAGGAGE)] {
+    envelope.source = text(7)?;
+    envelope.content_encoding = text(8)?;
+    envelope.correlation_id = text(9)?;
+    envelope.reply_to = text(10)?;
+    envelope.expires_at = number(11)?.map(Timestamp::from_millis);
+    envelope.priority = number(12)?.map(|priority| u8::try_from(priority.clamp(0, 255)).unwrap_or(u8::MAX));
+    envelope.idempotency_key = text(13)?;
+    for (index, name) in [(14, TRACESTATE), (15, BAGGAGE)] {
         if let Some(value) = text(index)? {
             envelope.headers.append(name, value);
         }
     }
-    if let Some(packed) = text(15)? {
+    if let Some(packed) = text(16)? {
         match Packed::from_text(&packed) {
             Some(packed) => envelope.headers.extend(packed.headers),
             None => envelope.headers.append(PACKED_HEADER, packed),
         }
     }
-    envelope.payload = bytes(row.get_ref(at + 16)?);
     Ok(envelope)
 }
 
@@ -191,14 +236,15 @@ mod tests {
         let places: Vec<_> = (1..=COLUMNS).map(|n| format!("?{n}")).collect();
         let mut insert =
             connection.prepare(&format!("INSERT INTO t VALUES ({})", places.join(", "))).unwrap();
-        bind(&mut insert, 1, envelope).unwrap();
+        bind(&mut insert, &mut Bound::default(), 1, envelope).unwrap();
         insert.raw_execute().unwrap();
         first(&connection)
     }
 
     fn first(connection: &Connection) -> Envelope {
-        let select = concat!("SELECT 7, ", envelope_columns!(), " FROM t");
-        connection.query_row(select, [], |row| read(row, 1, 7)).unwrap()
+        let select =
+            concat!("SELECT coalesce(", rare_columns!(), ") IS NOT NULL, ", envelope_columns!(), " FROM t");
+        connection.query_row(select, [], |row| read(row, 1, 7, row.get(0)?)).unwrap()
     }
 
     fn blob() -> impl Strategy<Value = bytes::Bytes> {

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 use throughline_core::{Error, ErrorKind, Result};
 
@@ -29,7 +30,7 @@ pub(crate) fn writer(path: &Path, durability: Durability, create: bool) -> Resul
     let flags = if create { flags | OpenFlags::SQLITE_OPEN_CREATE } else { flags };
     let mut connection = Connection::open_with_flags(path, flags).map_err(error::sqlite)?;
     patient(&mut connection)?;
-    schema::check(&connection)?;
+    in_turn(|| schema::check(&connection))?;
     write_ahead(&connection)?;
     let set_up = || {
         connection.pragma_update(None, "journal_size_limit", i64::try_from(LOG_LIMIT).unwrap_or(i64::MAX))?;
@@ -40,8 +41,10 @@ pub(crate) fn writer(path: &Path, durability: Durability, create: bool) -> Resul
         connection.pragma_update(None, "synchronous", durability.as_str())
     };
     set_up().map_err(error::sqlite)?;
+    // A statement is prepared once: without this, SQLite prepares each that has a `LIMIT ?` anew when a value is bound to it.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map_err(error::sqlite)?;
     connection.set_prepared_statement_cache_capacity(64);
-    schema::migrate(&mut connection)?;
+    in_turn(|| schema::migrate(&mut connection))?;
     Ok(connection)
 }
 
@@ -63,7 +66,7 @@ pub(crate) fn look(path: &Path) -> Result<(Connection, Found)> {
     let mut connection = Connection::open_with_flags(path, flags).map_err(error::sqlite)?;
     patient(&mut connection)?;
     connection.pragma_update(None, "query_only", true).map_err(error::sqlite)?;
-    let found = schema::check(&connection)?;
+    let found = in_turn(|| schema::check(&connection))?;
     Ok((connection, found))
 }
 
@@ -83,18 +86,24 @@ pub(crate) fn patient(connection: &mut Connection) -> Result<()> {
     connection.busy_handler(Some(wait)).map_err(error::sqlite)
 }
 
-/// Switches to write-ahead logging, which lives in the file from then on.
-fn write_ahead(connection: &Connection) -> Result<()> {
+/// Does what SQLite does not wait with for its turn, or not for long.
+fn in_turn<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     let since = Instant::now();
-    let mode: String = loop {
-        match connection.query_row("PRAGMA journal_mode = wal", [], |row| row.get(0)) {
-            // SQLite does not wait for its turn at this.
-            Err(error) if error::is_busy(&error) && since.elapsed() < PATIENCE => {
+    loop {
+        match attempt() {
+            Err(error) if error.kind() == ErrorKind::Throttled && since.elapsed() < PATIENCE => {
                 std::thread::sleep(Duration::from_millis(5));
             }
-            mode => break mode.map_err(error::sqlite)?,
+            outcome => return outcome,
         }
-    };
+    }
+}
+
+/// Switches to write-ahead logging, which lives in the file from then on.
+fn write_ahead(connection: &Connection) -> Result<()> {
+    let set =
+        || connection.query_row("PRAGMA journal_mode = wal", [], |row| row.get(0)).map_err(error::sqlite);
+    let mode: String = in_turn(set)?;
     if mode == "wal" {
         return Ok(());
     }

@@ -15,7 +15,6 @@ use uuid::Uuid;
 use crate::claim::Claim;
 use crate::config::{Config, Place};
 use crate::file::File;
-use crate::writer::OWN_LIVES;
 
 pub(crate) struct SqliteConsumer {
     file: Arc<File>,
@@ -50,11 +49,7 @@ impl SqliteConsumer {
                 // It is made with its consumer, whatever `create` says; the topic is not.
                 store.destination(&asked)?;
                 let queue = store.source(&Config { create: true, ..asked.clone() })?.id;
-                let until = store.now.after(OWN_LIVES).as_millis();
-                store.execute(
-                    "UPDATE throughline_queues SET alive_until = ?1 WHERE id = ?2",
-                    [until, queue],
-                )?;
+                store.keep_alive(queue)?;
                 Ok(queue)
             })
             .await?;

@@ -39,16 +39,17 @@ pub(crate) fn sqlite(error: rusqlite::Error) -> Error {
             Retry::Safe,
             "the disk cannot be read or written; see the cause, and the system's log",
         ),
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+        // The protocol: readers and writers have met while opening the log too often in a row.
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::FileLockingProtocolFailed) => {
             (ErrorKind::Throttled, Retry::Safe, "other processes keep the database locked")
         }
         Some(ErrorCode::TooBig) => {
             (ErrorKind::LimitExceeded, Retry::Never, "the message is larger than SQLite takes in a row")
         }
-        Some(ErrorCode::FileLockingProtocolFailed | ErrorCode::NoLargeFileSupport) => (
+        Some(ErrorCode::NoLargeFileSupport) => (
             ErrorKind::Unsupported,
             Retry::Never,
-            "the file system cannot lock files as SQLite needs it; put the file on a local disk",
+            "the file is larger than its file system's files can be; put it on another disk",
         ),
         _ => (ErrorKind::Internal, Retry::Never, "SQLite refuses a statement of ours"),
     };
@@ -64,7 +65,8 @@ pub(crate) fn commit(error: rusqlite::Error) -> Error {
 
 /// Whether waiting may help, and nobody is to be told.
 pub(crate) fn is_busy(error: &rusqlite::Error) -> bool {
-    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+    let busy = [ErrorCode::DatabaseBusy, ErrorCode::DatabaseLocked, ErrorCode::FileLockingProtocolFailed];
+    error.sqlite_error_code().is_some_and(|code| busy.contains(&code))
 }
 
 pub(crate) fn still_busy() -> Error {
@@ -101,4 +103,22 @@ pub(crate) fn missing_file(file: &Path) -> Error {
         file.display()
     );
     Error::new(ErrorKind::NotFound, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::ffi;
+
+    use super::*;
+
+    #[test]
+    fn a_lost_race_for_the_log_is_busy() {
+        for code in [ffi::SQLITE_BUSY, ffi::SQLITE_BUSY_SNAPSHOT, ffi::SQLITE_LOCKED, ffi::SQLITE_PROTOCOL] {
+            let failed = || rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+            assert!(is_busy(&failed()), "{code}");
+            let told = sqlite(failed());
+            assert_eq!((told.kind(), told.retry()), (ErrorKind::Throttled, Retry::Safe), "{code}");
+        }
+        assert!(!is_busy(&rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_FULL), None)));
+    }
 }

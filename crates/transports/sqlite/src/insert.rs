@@ -1,16 +1,21 @@
 //! Taking messages in.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 use throughline_core::driver::{OperationId, Outgoing, Receipt};
-use throughline_core::{Envelope, Error, ErrorKind, History, Result, Retry};
+use throughline_core::{Envelope, Error, ErrorKind, History, Result, Retry, Timestamp};
 
-use crate::codec::{self, envelope_columns};
+use crate::codec::{self, Bound, envelope_columns};
 use crate::config::{Config, Place};
 use crate::error;
 use crate::schema::state;
 use crate::store::{Queue, Store};
+
+/// How long a consumer's own subscription lives without a sign of life from it, until it is suspected, and again until it
+/// ends.
+const OWN_LIVES: Duration = Duration::from_secs(60);
 
 const LINE: &str = "INSERT INTO throughline_line (id, queue, state, due, rank, place, failed_attempts, enqueued, key, history) \
                     VALUES (?1, ?2, ?3, ?4, ?5, ?1, ?6, ?4, ?7, ?8)";
@@ -25,12 +30,16 @@ const MESSAGE: &str = concat!(
 struct Insert<'a> {
     line: CachedStatement<'a>,
     message: CachedStatement<'a>,
+    /// What is bound of either.
+    bound: (Bound, Bound),
+    /// What a line has in common with the one before, as a rule: its queue, state, due, rank and failed attempts.
+    common: Option<[i64; 5]>,
 }
 
 impl<'a> Insert<'a> {
     fn new(connection: &'a Connection) -> Result<Self> {
         let prepare = |sql| connection.prepare_cached(sql).map_err(error::sqlite);
-        Ok(Self { line: prepare(LINE)?, message: prepare(MESSAGE)? })
+        Ok(Self { line: prepare(LINE)?, message: prepare(MESSAGE)?, bound: Default::default(), common: None })
     }
 }
 
@@ -41,7 +50,7 @@ pub(crate) const IN_LINE: &str =
 /// A message as it goes into its queue.
 pub(crate) struct New<'a> {
     pub(crate) envelope: &'a Envelope,
-    pub(crate) delay: std::time::Duration,
+    pub(crate) delay: Duration,
     pub(crate) failed_attempts: u32,
     pub(crate) history: Option<&'a History>,
 }
@@ -65,7 +74,8 @@ impl Store<'_> {
             Place::Queue(_) => vec![destination],
             Place::Topic { topic, .. } => self.subscriptions(topic)?,
         };
-        let mut seen = self.seen(destination.id, batch, config)?;
+        let runs = runs(batch.iter().map(|message| message.operation));
+        let mut seen = self.seen(destination.id, &runs, config)?;
         let connection = self.connection;
         let mut insert = Insert::new(connection)?;
         let mut results = Vec::with_capacity(batch.len());
@@ -85,7 +95,7 @@ impl Store<'_> {
                     id = self.insert(&mut insert, queue.id, &message.into())?;
                 }
                 taken.push(message.operation);
-                if !config.dedupe.is_zero() {
+                if !config.dedupe.is_zero() && runs.len() > 1 {
                     // Should it come twice in one batch.
                     seen.insert(message.operation);
                 }
@@ -116,21 +126,23 @@ impl Store<'_> {
         };
         // Of what is delayed, too: somebody may be waiting for something later.
         self.woken.insert(queue);
-        let failed_attempts = message.failed_attempts;
+        let failed_attempts = i64::from(message.failed_attempts);
         let history = message.history.filter(|history| !history.is_empty()).map(History::to_header);
         let mut bind = || {
-            let Insert { line, message } = insert;
+            let Insert { line, message, bound, common } = insert;
             line.raw_bind_parameter(1, id)?;
-            line.raw_bind_parameter(2, queue)?;
-            line.raw_bind_parameter(3, state)?;
-            line.raw_bind_parameter(4, due.as_millis())?;
-            line.raw_bind_parameter(5, rank(envelope))?;
-            line.raw_bind_parameter(6, failed_attempts)?;
-            line.raw_bind_parameter(7, envelope.ordering_key.as_deref())?;
-            line.raw_bind_parameter(8, history.as_deref())?;
+            let now_common = [queue, state, due.as_millis(), rank(envelope), failed_attempts];
+            if *common != Some(now_common) {
+                for (index, value) in (2..).zip(now_common) {
+                    line.raw_bind_parameter(index, value)?;
+                }
+                *common = Some(now_common);
+            }
+            bound.0.bind(line, 7, envelope.ordering_key.as_deref())?;
+            bound.0.bind(line, 8, history.as_deref())?;
             line.raw_execute()?;
             message.raw_bind_parameter(1, id)?;
-            codec::bind(message, 2, envelope)?;
+            codec::bind(message, &mut bound.1, 2, envelope)?;
             message.raw_execute()
         };
         bind().map_err(error::sqlite)?;
@@ -147,27 +159,51 @@ impl Store<'_> {
             .map_err(error::sqlite)
     }
 
-    /// The present subscriptions of a topic. Those whose consumer has died are deleted on the way.
+    /// The present subscriptions of a topic. Where the consumer of one gives no sign of life it is suspected at first: its
+    /// process may have been held up, or the clock set. One that has stayed so is deleted.
     fn subscriptions(&mut self, topic: &str) -> Result<Vec<Queue>> {
-        let names = {
-            let sql = "SELECT id, name FROM throughline_queues WHERE topic = ?1 AND name <> '' AND deleted = 0 \
-                       AND alive_until <= ?2";
-            let mut statement = self.connection.prepare_cached(sql).map_err(error::sqlite)?;
-            let dead = statement.query_map(params![topic, self.now.as_millis()], |row| row.get::<_, i64>(0));
-            dead.and_then(Iterator::collect::<rusqlite::Result<Vec<_>>>).map_err(error::sqlite)?
+        const ALL: &str = "SELECT id, max_length, held, alive_until, suspected_until FROM throughline_queues \
+                           WHERE topic = ?1 AND name <> '' AND deleted = 0";
+        let all = {
+            let mut statement = self.connection.prepare_cached(ALL).map_err(error::sqlite)?;
+            let rows = statement.query_map([topic], |row| {
+                let time = |index| {
+                    Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(index)?.map(Timestamp::from_millis))
+                };
+                Ok((Queue::read(row)?, time(3)?, time(4)?))
+            });
+            rows.and_then(Iterator::collect::<rusqlite::Result<Vec<_>>>).map_err(error::sqlite)?
         };
-        for id in names {
-            self.mark_deleted(id)?;
+        let mut present = Vec::with_capacity(all.len());
+        for (queue, alive_until, suspected_until) in all {
+            if alive_until.is_some_and(|until| until <= self.now) {
+                match suspected_until {
+                    Some(until) if until <= self.now => {
+                        self.mark_deleted(queue.id)?;
+                        continue;
+                    }
+                    Some(_) => {}
+                    None => self.suspect(queue.id)?,
+                }
+            }
+            present.push(queue);
         }
-        let sql = "SELECT name FROM throughline_queues WHERE topic = ?1 AND name <> '' AND deleted = 0";
-        let mut statement = self.connection.prepare_cached(sql).map_err(error::sqlite)?;
-        let names = statement.query_map([topic], |row| row.get::<_, String>(0));
-        let names = names.and_then(Iterator::collect::<rusqlite::Result<Vec<_>>>).map_err(error::sqlite)?;
-        names.iter().filter_map(|name| self.find(topic, name).transpose()).collect()
+        Ok(present)
     }
 
-    /// Which operations of a batch were taken in before.
-    fn seen(&self, queue: i64, batch: &[Outgoing], config: &Config) -> Result<HashSet<OperationId>> {
+    fn suspect(&self, subscription: i64) -> Result<()> {
+        let sql = "UPDATE throughline_queues SET suspected_until = ?1 WHERE id = ?2";
+        self.execute(sql, [self.now.after(OWN_LIVES).as_millis(), subscription]).map(drop)
+    }
+
+    /// A sign of life of a subscription's own consumer.
+    pub(crate) fn keep_alive(&self, subscription: i64) -> Result<()> {
+        let sql = "UPDATE throughline_queues SET alive_until = ?1, suspected_until = NULL WHERE id = ?2";
+        self.execute(sql, [self.now.after(OWN_LIVES).as_millis(), subscription]).map(drop)
+    }
+
+    /// Which operations of these were taken in before.
+    fn seen(&self, queue: i64, runs: &[Run], config: &Config) -> Result<HashSet<OperationId>> {
         if config.dedupe.is_zero() {
             return Ok(HashSet::new());
         }
@@ -182,7 +218,7 @@ impl Store<'_> {
                 .map_err(error::sqlite)
         };
         let mut seen = HashSet::new();
-        for run in runs(batch.iter().map(|message| message.operation)) {
+        for run in runs {
             // Nearly always the one look at a run tells that nothing of it is known.
             let overlaps = run_before(run.publisher, run.first)?.is_some_and(|first| first <= run.last);
             if !overlaps {
@@ -280,6 +316,29 @@ fn unroutable(config: &Config) -> Result<Receipt> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schema;
+    use std::path::Path;
+
+    #[test]
+    fn a_subscription_ends_only_when_its_consumer_has_stayed_silent() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        schema::migrate(&mut connection).unwrap();
+        let mut store = Store::new(&connection, Path::new(""));
+        let id = store.make("t", "own", None).unwrap().id;
+        let present = |store: &mut Store<'_>, passed: Duration| {
+            store.now = store.now.after(passed);
+            store.subscriptions("t").unwrap().len()
+        };
+        store.keep_alive(id).unwrap();
+        assert_eq!(present(&mut store, OWN_LIVES / 2), 1);
+        // A stall, or a step of the clock: a publish is there before its renewal.
+        assert_eq!(present(&mut store, 100 * OWN_LIVES), 1);
+        store.keep_alive(id).unwrap();
+        assert_eq!(present(&mut store, 100 * OWN_LIVES), 1);
+        assert_eq!(present(&mut store, OWN_LIVES / 2), 1);
+        // It died.
+        assert_eq!(present(&mut store, OWN_LIVES), 0);
+    }
 
     #[test]
     fn operations_that_follow_each_other_are_one_run() {

@@ -15,6 +15,8 @@ pub mod fuzzing;
 mod insert;
 mod network;
 mod outbox;
+#[cfg(test)]
+mod plans;
 mod publisher;
 mod schema;
 mod settle;

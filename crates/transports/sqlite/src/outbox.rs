@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rusqlite::{Connection, Transaction};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
 use throughline_core::capabilities;
 use throughline_core::driver::Endpoint;
 use throughline_core::trace::SendSpan;
@@ -14,7 +14,7 @@ use crate::config::{Config, Place};
 use crate::error;
 use crate::insert::New;
 use crate::schema;
-use crate::store::Store;
+use crate::store::{self, Store};
 
 /// A work queue in an application's own database, into which messages go in the application's own transactions: state and
 /// messages commit together, or not at all.
@@ -49,7 +49,15 @@ impl Outbox {
             },
         };
         schema::migrate(connection)?;
-        Store::new(connection, Path::new("")).destination(&outbox.config)?;
+        let name = outbox.config.place.name();
+        if store::find(connection, "", name).map_err(error::sqlite)?.is_none() {
+            // Somebody else may be making it at this moment.
+            let transaction = connection
+                .transaction_with_behavior(TransactionBehavior::Immediate)
+                .map_err(error::sqlite)?;
+            Store::new(&transaction, Path::new("")).destination(&outbox.config)?;
+            transaction.commit().map_err(error::commit)?;
+        }
         Ok(outbox)
     }
 
@@ -84,7 +92,7 @@ impl Outbox {
         let message = New { envelope, delay: Duration::ZERO, failed_attempts: 0, history: None };
         let inserted = store
             // Written first: a transaction that has read, and then wants to write, is told at once that the database is busy.
-            .execute("UPDATE throughline_meta SET next = next", [])
+            .execute("UPDATE throughline_meta SET next = next WHERE id = 1", [])
             .and_then(|_| store.destination(&self.config))
             .and_then(|queue| store.insert_one(queue.id, &message))
             .and_then(|_| store.flush());

@@ -3,12 +3,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 use throughline_core::{Error, Result, Timestamp};
 
 use crate::config::{Config, Place};
 use crate::error;
 use std::path::Path;
+
+/// The next id: also where somebody has inserted rows by hand, and left the counter behind.
+const NEXT: &str = "SELECT max(next, 1 + (SELECT ifnull(max(id), 0) FROM throughline_line), \
+                    1 + (SELECT ifnull(max(id), 0) FROM throughline_messages)) FROM throughline_meta WHERE id = 1";
 
 /// A transaction under way.
 pub(crate) struct Store<'a> {
@@ -33,6 +37,13 @@ pub(crate) struct Queue {
     held: i64,
 }
 
+impl Queue {
+    /// From a row that begins with `id, max_length, held`.
+    pub(crate) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self { id: row.get(0)?, max_length: row.get(1)?, held: row.get(2)? })
+    }
+}
+
 impl<'a> Store<'a> {
     pub(crate) fn new(connection: &'a Connection, path: &'a Path) -> Self {
         Self {
@@ -52,7 +63,7 @@ impl<'a> Store<'a> {
             Some(next) => next,
             None => self
                 .connection
-                .prepare_cached("SELECT next FROM throughline_meta")
+                .prepare_cached(NEXT)
                 .and_then(|mut statement| statement.query_row([], |row| row.get(0)))
                 .map_err(error::sqlite)?,
         };
@@ -67,14 +78,15 @@ impl<'a> Store<'a> {
 
     /// How many messages a queue has room for.
     pub(crate) fn room(&self, queue: &Queue) -> i64 {
-        let held = queue.held + self.held.get(&queue.id).copied().unwrap_or(0);
-        queue.max_length.map_or(i64::MAX, |max| (i64::from(max) - held).max(0))
+        let Some(max) = queue.max_length else { return i64::MAX };
+        let held = queue.held.saturating_add(self.held.get(&queue.id).copied().unwrap_or(0));
+        i64::from(max).saturating_sub(held).max(0)
     }
 
     /// Writes what was noted; the last thing before the commit.
     pub(crate) fn flush(&mut self) -> Result<()> {
         if let Some(next) = self.next.take() {
-            self.execute("UPDATE throughline_meta SET next = ?1", [next])?;
+            self.execute("UPDATE throughline_meta SET next = ?1 WHERE id = 1", [next])?;
         }
         for (queue, by) in std::mem::take(&mut self.held) {
             if by != 0 {
@@ -168,20 +180,25 @@ impl<'a> Store<'a> {
     /// Deletes a piece of what is ready and was there before `place`. Says how much that was.
     pub(crate) fn purge(&mut self, queue: i64, before: i64) -> Result<usize> {
         const PIECE: i64 = 2000;
-        self.wake_due(queue)?;
         let mut purged = 0;
+        let mut keys = BTreeSet::new();
         for state in ["state = 0", "state = 1"] {
-            let piece = format!(
+            let ids = format!(
                 "SELECT id FROM throughline_line WHERE queue = ?1 AND {state} AND place < ?2 ORDER BY rank, place LIMIT ?3"
             );
-            purged += self.delete(&piece, &[queue, before, PIECE])?;
+            let parameters = [queue, before, PIECE];
+            self.execute(&format!("DELETE FROM throughline_messages WHERE id IN ({ids})"), parameters)?;
+            let sql = format!("DELETE FROM throughline_line WHERE id IN ({ids}) RETURNING key");
+            let mut statement = self.connection.prepare_cached(&sql).map_err(error::sqlite)?;
+            let mut rows = statement.query(parameters).map_err(error::sqlite)?;
+            while let Some(row) = rows.next().map_err(error::sqlite)? {
+                purged += 1;
+                keys.extend(row.get::<_, Option<Vec<u8>>>(0).map_err(error::sqlite)?);
+            }
         }
         // What was published meanwhile may have waited for one of these.
-        let sql = "UPDATE throughline_line AS m SET state = 0 WHERE queue = ?1 AND state = 1 \
-                   AND NOT EXISTS (SELECT 1 FROM throughline_line e WHERE e.queue = m.queue AND e.key = m.key \
-                                   AND e.key IS NOT NULL AND e.state <= 3 AND e.place < m.place)";
-        if purged > 0 && self.execute(sql, [queue])? > 0 {
-            self.woken.insert(queue);
+        for key in keys {
+            self.promote(queue, &key)?;
         }
         self.count(queue, -i64::try_from(purged).unwrap_or(i64::MAX));
         Ok(purged)
@@ -209,12 +226,7 @@ impl<'a> Store<'a> {
 pub(crate) fn find(connection: &Connection, topic: &str, name: &str) -> rusqlite::Result<Option<Queue>> {
     let sql =
         "SELECT id, max_length, held FROM throughline_queues WHERE topic = ?1 AND name = ?2 AND deleted = 0";
-    connection
-        .prepare_cached(sql)?
-        .query_row([topic, name], |row| {
-            Ok(Queue { id: row.get(0)?, max_length: row.get(1)?, held: row.get(2)? })
-        })
-        .optional()
+    connection.prepare_cached(sql)?.query_row([topic, name], Queue::read).optional()
 }
 
 pub(crate) fn gone() -> Error {

@@ -23,9 +23,8 @@ const BYTES: usize = 8 * 1024 * 1024;
 /// the longest, which each wait without news doubles up to.
 const POLL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 
-/// How long a consumer's own subscription lives without a word from its process, and how often there is one.
-pub(crate) const OWN_LIVES: Duration = Duration::from_secs(60);
-const RENEW: Duration = Duration::from_secs(20);
+/// How often a consumer's own subscription gets a sign of life from its process, and how soon one that failed is repeated.
+const RENEW: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(1));
 
 /// After so many commits the size of the log is looked at.
 const LOOK_AT_LOG: u32 = 64;
@@ -141,7 +140,7 @@ pub(crate) struct Writer {
     data_version: i64,
     poll: Duration,
     polled: Instant,
-    renewed: Instant,
+    renew_at: Instant,
     commits: u32,
 }
 
@@ -166,7 +165,7 @@ impl Writer {
             data_version: 0,
             poll: POLL.0,
             polled: now,
-            renewed: now,
+            renew_at: now + RENEW.0,
             commits: 0,
         }
     }
@@ -192,7 +191,7 @@ impl Writer {
         let timeouts = [
             self.sweeping.then_some(Duration::ZERO),
             self.hub.somebody_waits().then_some(self.poll),
-            own.then(|| RENEW.saturating_sub(self.renewed.elapsed())),
+            own.then(|| self.renew_at.saturating_duration_since(Instant::now())),
         ];
         let first = match timeouts.into_iter().flatten().min() {
             Some(timeout) => self.messages.recv_timeout(timeout),
@@ -345,25 +344,20 @@ impl Writer {
 
     /// Keeps the subscriptions of our own consumers alive.
     fn look_after_own(&mut self) {
-        if self.renewed.elapsed() < RENEW {
+        if self.renew_at > Instant::now() {
             return;
         }
-        self.renewed = Instant::now();
         let own = self.hub.own();
-        if own.is_empty() {
-            return;
-        }
-        let renew = |store: &mut Store<'_>| {
-            let until = store.now.after(OWN_LIVES).as_millis();
-            own.iter().try_for_each(|id| {
-                store
-                    .execute("UPDATE throughline_queues SET alive_until = ?1 WHERE id = ?2", [until, *id])
-                    .map(drop)
-            })
+        let renewed = if own.is_empty() {
+            Attempt::Committed
+        } else {
+            self.attempt(|store| own.iter().try_for_each(|id| store.keep_alive(*id)))
         };
-        if let Attempt::Failed(error) = self.attempt(renew) {
+        if let Attempt::Failed(error) = &renewed {
             tracing::warn!(%error, "a consumer's own subscription could not be kept alive; trying again");
         }
+        let is_done = matches!(renewed, Attempt::Committed);
+        self.renew_at = Instant::now() + if is_done { RENEW.0 } else { RENEW.1 };
     }
 
     /// Deletes a piece of what deleted queues have left.

@@ -1,38 +1,46 @@
+-- What has to be right for a queue to go on is checked by SQLite: a row that somebody writes by hand and gets wrong is refused
+-- then, and not met by every consumer later. Only the messages' own columns take anything.
+
 -- One row. `next` gives ids and places: they only ever rise, so that a late settlement never meets another message.
 CREATE TABLE throughline_meta (
     id INTEGER PRIMARY KEY CHECK (id = 1),
     version INTEGER NOT NULL,
-    next INTEGER NOT NULL
-);
+    next INTEGER NOT NULL CHECK (next > 0)
+) STRICT;
 INSERT INTO throughline_meta VALUES (1, 0, 1);
 
 CREATE TABLE throughline_queues (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     topic TEXT NOT NULL,               -- '': a work queue
     name TEXT NOT NULL,                -- of the queue or subscription; '': the topic itself
-    max_length INTEGER,
+    max_length INTEGER CHECK (max_length BETWEEN 0 AND 4294967295),
     held INTEGER NOT NULL DEFAULT 0,   -- how many messages it holds
-    alive_until INTEGER,               -- a consumer's own subscription ends then, unless the consumer says otherwise
-    deleted INTEGER NOT NULL DEFAULT 0 -- its messages go piece by piece, and then it
-);
+    alive_until INTEGER,               -- of a consumer's own subscription: after that its consumer may have died
+    suspected_until INTEGER,           -- so it seems to have; it ends then, unless the consumer says otherwise
+    deleted INTEGER NOT NULL DEFAULT 0 CHECK (deleted IN (0, 1)) -- its messages go piece by piece, and then it
+) STRICT;
 CREATE UNIQUE INDEX throughline_queues_by_name ON throughline_queues (topic, name) WHERE deleted = 0;
+CREATE INDEX throughline_queues_deleted ON throughline_queues (deleted) WHERE deleted = 1;
 
 -- Where each message stands: what claims and settlements change, in small rows, so that they write little.
 CREATE TABLE throughline_line (
-    id INTEGER PRIMARY KEY,            -- of the message
+    id INTEGER PRIMARY KEY             -- of the message
+        CHECK (id BETWEEN 1 AND 4611686018427387904),
     queue INTEGER NOT NULL,
-    state INTEGER NOT NULL,            -- 0 ready, 1 behind its key, 2 leased, 3 held for its retry, 4 delayed
+    state INTEGER NOT NULL             -- 0 ready, 1 behind its key, 2 leased, 3 held for its retry, 4 delayed
+        CHECK (state BETWEEN 0 AND 4),
     due INTEGER NOT NULL,              -- when that ends, in ms since the epoch
-    rank INTEGER NOT NULL,             -- 255 - priority: the lowest goes first
+    rank INTEGER NOT NULL              -- 255 - priority: the lowest goes first
+        CHECK (rank BETWEEN 0 AND 255),
     place INTEGER NOT NULL,            -- in the order of the queue
-    receive_count INTEGER NOT NULL DEFAULT 0,
-    failed_attempts INTEGER NOT NULL DEFAULT 0,
+    receive_count INTEGER NOT NULL DEFAULT 0 CHECK (receive_count BETWEEN 0 AND 4294967295),
+    failed_attempts INTEGER NOT NULL DEFAULT 0 CHECK (failed_attempts BETWEEN 0 AND 4294967295),
     enqueued INTEGER NOT NULL,         -- when this hop began, a delay added
     key BLOB,                          -- the ordering key
     history TEXT,                      -- the failures so far, as JSON
     dead_letter_source TEXT,           -- where it was rejected
     dead_letter_reason TEXT
-);
+) STRICT;
 -- Each holds only what it is asked for: no claim, settlement or expiry looks at the rest of the queue.
 CREATE INDEX throughline_ready ON throughline_line (queue, rank, place) WHERE state = 0;
 CREATE INDEX throughline_behind ON throughline_line (queue, rank, place) WHERE state = 1;
@@ -41,7 +49,7 @@ CREATE INDEX throughline_keys ON throughline_line (queue, key, place) WHERE key 
 
 -- The messages themselves, which never change.
 CREATE TABLE throughline_messages (
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY CHECK (id BETWEEN 1 AND 4611686018427387904),
     message_id TEXT,
     id_origin INTEGER,
     type TEXT,
@@ -69,5 +77,5 @@ CREATE TABLE throughline_operations (
     first INTEGER NOT NULL,
     until INTEGER NOT NULL,            -- remembered at least so long
     PRIMARY KEY (queue, publisher, last)
-) WITHOUT ROWID;
+) STRICT, WITHOUT ROWID;
 CREATE INDEX throughline_operations_until ON throughline_operations (until);

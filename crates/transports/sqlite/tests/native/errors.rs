@@ -66,6 +66,66 @@ async fn a_newer_version_is_refused_and_a_second_durability_too() {
 }
 
 #[tokio::test]
+async fn a_row_by_hand_that_would_stop_the_queue_is_refused_and_any_other_does_not() {
+    let (rig, publisher) = Rig::with_publisher("queue=q").await;
+    publisher.publish(Envelope::new("first")).await.unwrap();
+    let sql = rig.sql();
+    let line = |column: &str, value: &str| {
+        let mut row = vec![
+            ("queue", "(SELECT id FROM throughline_queues)"),
+            ("state", "0"),
+            ("due", "0"),
+            ("rank", "255"),
+            ("place", "2"),
+            ("enqueued", "0"),
+        ];
+        row.retain(|(name, _)| *name != column);
+        let (names, values): (Vec<_>, Vec<_>) = row.into_iter().chain([(column, value)]).unzip();
+        format!("INSERT INTO throughline_line ({}) VALUES ({})", names.join(", "), values.join(", "))
+    };
+    for (column, value) in [
+        ("id", "-1"),
+        ("id", "9223372036854775807"),
+        ("queue", "'q'"),
+        ("state", "5"),
+        ("state", "-1"),
+        ("due", "'now'"),
+        ("due", "NULL"),
+        ("rank", "-1"),
+        ("place", "'first'"),
+        ("place", "1.5"),
+        ("enqueued", "'noon'"),
+        ("receive_count", "-1"),
+        ("receive_count", "4294967296"),
+        ("failed_attempts", "-1"),
+        ("failed_attempts", "'many'"),
+        ("key", "'text'"),
+    ] {
+        let error = sql.execute(&line(column, value), []).unwrap_err();
+        let code = error.sqlite_error_code();
+        assert_eq!(code, Some(rusqlite::ErrorCode::ConstraintViolation), "{column} = {value}: {error}");
+    }
+    for update in [
+        "UPDATE throughline_queues SET max_length = -1",
+        "UPDATE throughline_queues SET held = 'many'",
+        "UPDATE throughline_queues SET deleted = 2",
+        "UPDATE throughline_meta SET next = 'one'",
+        "INSERT INTO throughline_messages (id) VALUES (9223372036854775807)",
+    ] {
+        sql.execute(update, []).unwrap_err();
+    }
+    // One that is right, but without a word to the counter of ids: the ids after it are others'. It has no message.
+    sql.execute(&line("receive_count", "4294967295"), []).unwrap();
+    publisher.publish(Envelope::new("last")).await.unwrap();
+    let mut consumer = rig.bus.consumer().await.unwrap();
+    for expected in ["first", "", "last"] {
+        let delivery = next(&mut consumer).await;
+        assert_eq!(text(&delivery), expected);
+        delivery.ack().await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_damaged_file_is_told_as_such() {
     let (rig, publisher) = Rig::with_publisher("queue=q").await;
     for answer in publisher.publish_batch((0..500).map(|_| Envelope::new(vec![b'x'; 1000]))).await {

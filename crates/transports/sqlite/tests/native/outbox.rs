@@ -1,5 +1,8 @@
 //! State and messages in one transaction.
 
+use std::sync::Barrier;
+use std::time::Duration;
+
 use opentelemetry::trace::{TraceContextExt, Tracer};
 use opentelemetry::{Context, global};
 use throughline::{Bus, Envelope, ErrorKind, Headers};
@@ -50,6 +53,29 @@ async fn state_and_messages_commit_together_or_not_at_all() {
     assert_eq!((pragma("user_version"), pragma("application_id")), (42, 7));
     let orders: i64 = app.query_row("SELECT count(*) FROM orders", [], |row| row.get(0)).unwrap();
     assert_eq!(orders, 3);
+}
+
+#[test]
+fn an_outbox_that_many_install_at_once_is_one() {
+    const AT_ONCE: usize = 8;
+    for _ in 0..10 {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, start) = (folder.path().join("bus.db"), Barrier::new(AT_ONCE));
+        let mut installed = rusqlite::Connection::open(&path).unwrap();
+        Outbox::install(&mut installed, "another").unwrap();
+        std::thread::scope(|scope| {
+            let install = || {
+                let mut app = rusqlite::Connection::open(&path).unwrap();
+                app.busy_timeout(Duration::from_secs(20)).unwrap();
+                start.wait();
+                Outbox::install(&mut app, "outbox").map(drop)
+            };
+            let all: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(install)).collect();
+            for outcome in all {
+                outcome.join().unwrap().unwrap();
+            }
+        });
+    }
 }
 
 #[tokio::test]
