@@ -384,10 +384,11 @@ impl Shared {
     }
 
     /// Deliveries have left the consumer, settled or not.
-    fn off(&self, ops: &[Op]) {
-        self.unsettled_bytes.fetch_sub(ops.iter().map(|op| op.bytes).sum(), Ordering::AcqRel);
-        self.unsettled.fetch_sub(ops.len(), Ordering::AcqRel);
-        self.room.add_permits(ops.len());
+    fn off<'a>(&self, ops: impl IntoIterator<Item = &'a Op>) {
+        let (count, bytes) = ops.into_iter().fold((0, 0), |(count, bytes), op| (count + 1, bytes + op.bytes));
+        self.unsettled_bytes.fetch_sub(bytes, Ordering::AcqRel);
+        self.unsettled.fetch_sub(count, Ordering::AcqRel);
+        self.room.add_permits(count);
         self.settled.notify_waiters();
     }
 
@@ -545,7 +546,14 @@ async fn settle_until_closed(shared: Arc<Shared>) -> Result<()> {
 
 /// Tells what became of settlements, all of which took so long.
 fn answer(shared: &Shared, ops: Vec<Op>, mut results: Vec<Result<()>>, took: Duration) {
-    shared.off(&ops);
+    // What could not be done leaves its delivery held: by who asked, or released for who did not stay.
+    let left = ops.iter().zip(&results).filter(|(op, result)| !op.is_held(result));
+    shared.off(left.map(|(op, _)| op));
+    let held = ops.iter().zip(&results).filter(|(op, result)| op.is_held(result));
+    let released: Vec<_> = held.filter_map(|(op, _)| op.release()).collect();
+    if !released.is_empty() {
+        shared.queue.push(released, true);
+    }
     let (mut duplicates, mut why) = (0, None);
     for (op, result) in ops.iter().zip(&mut results) {
         let Err(error) = result else { continue };

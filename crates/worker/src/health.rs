@@ -148,7 +148,8 @@ impl Health {
         self.0.running.load(Ordering::Relaxed)
     }
 
-    /// How many messages wait for their ordering key, or for another's claim to end, as of the last second.
+    /// How many messages wait for their ordering key, for another's claim to end, or for a destination that does not take
+    /// them, as of the last second.
     pub fn held(&self) -> usize {
         self.0.held.load(Ordering::Relaxed)
     }

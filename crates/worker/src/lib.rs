@@ -44,7 +44,7 @@
 //!    [`AttemptStore`] keeps it; without one it is partial. The attempts only go up.
 //! 6. *Failed for good* (a permanent failure, the last attempt, an age): it becomes a dead letter with its body, headers,
 //!    creation context and history, at [`dead_letter`](Worker::dead_letter) or where the source's own is. It is acked after
-//!    that is durable; while the destination is out of reach it is retried. What cannot be decoded or has no handler goes
+//!    that is durable; while the destination is out of reach it is held, and tried again. What cannot be decoded or has no handler goes
 //!    there at once.
 //!
 //! A worker that is killed leaves its messages to the broker, which delivers them again: one whose attempts were all begun

@@ -3,11 +3,12 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use throughline_core::capabilities::{Level, RetryMeans};
+use throughline_core::capabilities::{Lease, Level, RetryMeans};
 use throughline_core::{Consumer, Error, ErrorKind, Order, Publisher, Result};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::health::{Health, Report, Stats};
 use crate::job::Phase;
@@ -100,8 +101,9 @@ impl<S: Send + Sync + 'static> Worker<S> {
         self
     }
 
-    /// Remembers the history of failed attempts where the broker retries in place and cannot carry it. Without one, dead
-    /// letters there say that their history is partial. Not used on other transports.
+    /// Remembers the history of failed attempts where the broker retries in place and cannot carry it; without one, dead
+    /// letters there say that their history is partial. On every transport it remembers what was given up while its
+    /// dead-letter destination was out, so that a worker that is killed meanwhile leaves no message to be handled again.
     pub fn attempts(mut self, store: Arc<dyn AttemptStore>) -> Self {
         self.attempts = Some(store);
         self
@@ -175,7 +177,11 @@ impl<S: Send + Sync + 'static> Worker<S> {
         let shared = Shared {
             idempotency: self.idempotency.map(|idempotency| idempotency.of_source(&source)),
             dead_letter: self.dead_letter,
-            attempts: self.attempts.filter(|_| capabilities.retry == RetryMeans::InPlace),
+            attempts: self.attempts,
+            in_place: capabilities.retry == RetryMeans::InPlace,
+            longest_hold: longest_hold(capabilities.lease, consumer.options().max_lease),
+            parked: AtomicUsize::new(0),
+            parking: Notify::new(),
             longest_retry: longest(capabilities),
             source,
             lease_lost: self.lease_lost,
@@ -184,6 +190,16 @@ impl<S: Send + Sync + 'static> Worker<S> {
             stats: self.stats,
         };
         Ok((table, consumer, self.concurrency, self.per_key, self.drain, shared))
+    }
+}
+
+/// How long a message may be held that has no lease which could be lost. A broker that ends one closes the connection with
+/// all that is on it: well before that.
+fn longest_hold(lease: Lease, max_lease: Duration) -> Option<Duration> {
+    match lease {
+        Lease::Renewable(_) => None,
+        Lease::Fixed(lease) => Some(max_lease.min(lease / 6 * 5)),
+        Lease::None => Some(max_lease),
     }
 }
 
