@@ -68,10 +68,19 @@ pub(crate) async fn attend(shared: &Shared, slot: &Slot<'_>, mut delivery: Deliv
 pub(crate) async fn attend_batch(
     shared: &Shared,
     slot: &Slot<'_>,
-    mut deliveries: Vec<Delivery>,
+    deliveries: Vec<Delivery>,
     entry: &Entry,
     ended: impl Fn(End),
 ) {
+    // What waited for too long comes again: it is nobody's to work on here.
+    let (lost, ours) = deliveries.into_iter().partition::<Vec<_>, _>(Delivery::is_lease_lost);
+    for delivery in lost {
+        ended(End { key: delivery.envelope().ordering_key.clone(), kind: EndKind::Settled });
+    }
+    let mut deliveries = ours;
+    if deliveries.is_empty() {
+        return;
+    }
     for delivery in &mut deliveries {
         if shared.may_recall(delivery) {
             shared.recall(delivery).await;
