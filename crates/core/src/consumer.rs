@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context as TaskContext, Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -106,6 +106,17 @@ pub struct Consumer {
     settler: Option<JoinHandle<Result<()>>>,
 }
 
+/// Settlements of a consumer that failed and that nobody waited for: deferred acks, and those of expired messages. Their
+/// messages are delivered again.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct SettleErrors {
+    /// How many.
+    pub count: u64,
+    /// Why the first did.
+    pub first: Option<Error>,
+}
+
 /// Where a consumer is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
@@ -136,6 +147,7 @@ pub(crate) struct Shared {
     /// Told when bytes are settled.
     settled: Notify,
     settle_errors: AtomicU64,
+    first_settle_error: OnceLock<Error>,
     /// Whether expired messages are seen to here, and how many there were.
     checks_expiry: bool,
     expired: AtomicU64,
@@ -173,6 +185,7 @@ impl Consumer {
             unsettled_bytes: AtomicUsize::new(0),
             settled: Notify::new(),
             settle_errors: AtomicU64::new(0),
+            first_settle_error: OnceLock::new(),
             checks_expiry: capabilities.expiry == Level::Emulated,
             expired: AtomicU64::new(0),
             received_all: AtomicBool::new(false),
@@ -313,15 +326,19 @@ impl Consumer {
 
     /// Stops, settles what was asked for, and closes. Deliveries that are still held become `Closed`; they go back as
     /// their lease or connection ends.
-    pub async fn close(mut self) -> Result<()> {
+    ///
+    /// `Ok` has what went wrong meanwhile with settlements that nobody waited for: an ack that was answered before it was
+    /// written is only now known to have been made.
+    pub async fn close(mut self) -> Result<SettleErrors> {
         self.stop().await;
         self.shared.advance(Phase::Closing);
-        match self.settler.take() {
-            Some(settler) => settler.await.unwrap_or_else(|error| {
+        if let Some(settler) = self.settler.take() {
+            settler.await.unwrap_or_else(|error| {
                 Err(Error::new(ErrorKind::Internal, "the settling task failed").with_source(error))
-            }),
-            None => Ok(()),
+            })?;
         }
+        let first = self.shared.first_settle_error.get().cloned();
+        Ok(SettleErrors { count: self.settle_errors(), first })
     }
 }
 
@@ -567,6 +584,7 @@ fn answer(shared: &Shared, ops: Vec<Op>, mut results: Vec<Result<()>>, took: Dur
     // A lost channel takes hundreds along: one line for all.
     if let Some(error) = why {
         shared.settle_errors.fetch_add(duplicates, Ordering::Relaxed);
+        shared.first_settle_error.get_or_init(|| error.clone());
         tracing::warn!(count = duplicates, %error, "deferred acks failed: these messages will be delivered again");
     }
     let outcomes = ops.iter().zip(&results);

@@ -70,6 +70,8 @@ async fn a_deferred_ack_that_fails_is_counted_and_a_stale_one_is_told_at_once() 
     driver.lose_connection();
     assert!(held.is_lease_lost());
     assert_eq!(held.ack().await.unwrap_err().kind(), ErrorKind::Stale);
+    let errors = consumer.close().await.unwrap();
+    assert_eq!((errors.count, errors.first.unwrap().kind()), (1, scripted::never().kind()));
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use throughline_core::{Consumer, Delivery, Error, ErrorKind, Result};
+use throughline_core::{Consumer, Delivery, Error, ErrorKind, Result, SettleErrors};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
@@ -150,6 +150,10 @@ impl Run {
         let drained = self.drain(drain).await;
         let Self { consumer, shared, .. } = self;
         let closed = consumer.close().await;
+        if let Ok(SettleErrors { count, first: Some(error), .. }) = &closed {
+            tracing::error!(count, %error, "acks were not made after all: these messages are delivered again");
+            shared.stats.not_made(*count);
+        }
         shared.stats.end();
         worked.and(drained).and(closed)?;
         Ok(crate::Health(shared.stats.clone()).report())
@@ -321,6 +325,7 @@ impl Run {
         }
         let held = self.lanes.held() + self.timers.held() + self.parked();
         self.shared.stats.look_up(self.at_work(), held);
+        self.shared.stats.not_made(self.consumer.settle_errors());
     }
 
     /// Gives back what was not begun, waits for what was, and drops what takes too long.
