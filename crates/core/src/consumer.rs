@@ -222,6 +222,11 @@ impl Consumer {
         &self.shared.options
     }
 
+    /// What the spans and metrics of this source have in common: its system, destination and server.
+    pub fn attributes(&self) -> &[KeyValue] {
+        &self.shared.span_attributes
+    }
+
     /// Whether what is rejected has somewhere to go, by the address or by the broker's own rules.
     pub fn has_dead_letter(&self) -> bool {
         self.shared.driver.has_dead_letter()

@@ -118,6 +118,14 @@ impl Stats {
         self.held.store(held, Ordering::Relaxed);
     }
 
+    pub(crate) fn running(&self) -> usize {
+        self.running.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn waited(&self, delay: Duration) {
         self.lag.store(millis(delay), Ordering::Relaxed);
     }
@@ -152,13 +160,13 @@ impl Health {
 
     /// How many messages are being handled, as of the last second.
     pub fn running(&self) -> usize {
-        self.0.running.load(Ordering::Relaxed)
+        self.0.running()
     }
 
     /// How many messages wait for their ordering key, for another's claim to end, or for a destination that does not take
     /// them, as of the last second.
     pub fn held(&self) -> usize {
-        self.0.held.load(Ordering::Relaxed)
+        self.0.held()
     }
 
     /// How long the latest message had waited in the queue; `None` before the first, and where nobody stamps them.

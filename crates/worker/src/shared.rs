@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use throughline_core::{Delivery, Failure, History, Publisher};
+use throughline_core::{Delivery, Failure, History, Publisher, Result};
 use tokio::sync::{Notify, watch};
 
-use crate::health::Stats;
+use crate::health::{Count, Stats};
 use crate::job::Phase;
+use crate::metrics::{Metrics, Outcome};
 use crate::middleware::concurrency::stable_id;
 use crate::middleware::idempotency::Idempotency;
 use crate::store::{AttemptStore, Attempts};
@@ -46,6 +47,7 @@ pub(crate) struct Shared {
     pub(crate) name: String,
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) stats: Arc<Stats>,
+    pub(crate) metrics: Metrics,
 }
 
 /// A task's place among those that work at once.
@@ -81,6 +83,12 @@ impl Drop for Slot<'_> {
 }
 
 impl Shared {
+    /// Counts what became of a message, where its settlement was made; else tells.
+    pub(crate) fn count(&self, count: &Count, outcome: Outcome<'_>, settled: Result<()>) {
+        self.metrics.count(outcome, &settled);
+        count.tell(settled);
+    }
+
     /// The name of a message in the attempt store; none where there is no store, or no id to know it by.
     pub(crate) fn stored_key(&self, delivery: &Delivery) -> Option<String> {
         self.attempts.as_ref()?;

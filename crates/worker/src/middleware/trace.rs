@@ -19,6 +19,7 @@ use super::timeout::{self, Ended, Interruption};
 use crate::error::HandlerError;
 use crate::handler::Call;
 use crate::job::{Message, Phase};
+use crate::metrics::Outcome;
 use crate::router::{Entry, Target};
 use crate::shared::{LeaseLost, Shared, Slot};
 
@@ -299,14 +300,18 @@ async fn settle(
             if shared.in_place && delivery.attempt() > 1 {
                 Box::pin(shared.forget(shared.stored_key(&delivery))).await;
             }
-            shared.stats.acked.tell(delivery.ack().await);
+            shared.count(&shared.stats.acked, Outcome::Done, delivery.ack().await);
         }
-        Verdict::Duplicate => shared.stats.duplicates.tell(delivery.ack().await),
+        Verdict::Duplicate => {
+            shared.count(&shared.stats.duplicates, Outcome::Duplicate, delivery.ack().await);
+        }
         Verdict::Postponed(after) => {
-            shared.stats.postponed.add();
+            shared.count(&shared.stats.postponed, Outcome::Postponed, Ok(()));
             return end(EndKind::Postponed(Box::new(delivery), after));
         }
-        Verdict::Interrupted(_) => shared.stats.released.tell(delivery.release().await),
+        Verdict::Interrupted(_) => {
+            shared.count(&shared.stats.released, Outcome::Released, delivery.release().await);
+        }
         Verdict::Failed(error) => return end(Box::pin(failed(shared, slot, delivery, error, entry)).await),
     }
     end(EndKind::Settled)
@@ -329,17 +334,17 @@ async fn failed(
     }
     let (id, attempt) = (stable_id(&delivery), delivery.attempt());
     let stored = shared.stored_key(&delivery);
-    let settled = dead_letter::settle(shared, slot, delivery, entry, decision, failure).await;
-    let (count, after) = match (&settled, retry) {
-        (Ok(Done::Later(after)), _) => (&shared.stats.retried, Some(*after)),
-        (_, Some(after)) => (&shared.stats.retried, Some(after)),
-        (_, None) => (&shared.stats.dead_lettered, None),
+    let settled = dead_letter::settle(shared, slot, delivery, entry, decision, failure.clone()).await;
+    let after = if let Ok(Done::Later(after)) = settled { Some(after) } else { retry };
+    let (count, outcome) = match after {
+        Some(_) => (&shared.stats.retried, Outcome::Retried(&failure)),
+        None => (&shared.stats.dead_lettered, Outcome::DeadLettered(&failure)),
     };
     if let (Ok(Done::Yes), None) = (&settled, retry) {
         shared.forget(stored).await;
     }
     let comes_again = settled.is_ok();
-    count.tell(settled.map(drop));
+    shared.count(count, outcome, settled.map(drop));
     match after {
         Some(after) if comes_again => EndKind::Retried(Retried { id, attempt, due: Instant::now() + after }),
         _ => EndKind::Settled,
