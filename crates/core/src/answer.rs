@@ -82,6 +82,11 @@ impl<R> Slot<R> {
         self.put(result);
     }
 
+    /// Whether anybody still waits for it.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.inner.as_ref().is_some_and(|inner| Arc::strong_count(inner) > 1)
+    }
+
     fn put(&mut self, result: Result<R>) {
         if let Some(inner) = self.inner.take() {
             let mut state = inner.state();

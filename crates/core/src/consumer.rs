@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context as TaskContext, Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -106,6 +106,17 @@ pub struct Consumer {
     settler: Option<JoinHandle<Result<()>>>,
 }
 
+/// Settlements of a consumer that failed and that nobody waited for: deferred acks, and those of expired messages. Their
+/// messages are delivered again.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct SettleErrors {
+    /// How many.
+    pub count: u64,
+    /// Why the first did.
+    pub first: Option<Error>,
+}
+
 /// Where a consumer is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
@@ -136,6 +147,7 @@ pub(crate) struct Shared {
     /// Told when bytes are settled.
     settled: Notify,
     settle_errors: AtomicU64,
+    first_settle_error: OnceLock<Error>,
     /// Whether expired messages are seen to here, and how many there were.
     checks_expiry: bool,
     expired: AtomicU64,
@@ -173,6 +185,7 @@ impl Consumer {
             unsettled_bytes: AtomicUsize::new(0),
             settled: Notify::new(),
             settle_errors: AtomicU64::new(0),
+            first_settle_error: OnceLock::new(),
             checks_expiry: capabilities.expiry == Level::Emulated,
             expired: AtomicU64::new(0),
             received_all: AtomicBool::new(false),
@@ -207,6 +220,11 @@ impl Consumer {
     /// How it works.
     pub fn options(&self) -> &ConsumeOptions {
         &self.shared.options
+    }
+
+    /// What the spans and metrics of this source have in common: its system, destination and server.
+    pub fn attributes(&self) -> &[KeyValue] {
+        &self.shared.span_attributes
     }
 
     /// Whether what is rejected has somewhere to go, by the address or by the broker's own rules.
@@ -313,15 +331,19 @@ impl Consumer {
 
     /// Stops, settles what was asked for, and closes. Deliveries that are still held become `Closed`; they go back as
     /// their lease or connection ends.
-    pub async fn close(mut self) -> Result<()> {
+    ///
+    /// `Ok` has what went wrong meanwhile with settlements that nobody waited for: an ack that was answered before it was
+    /// written is only now known to have been made.
+    pub async fn close(mut self) -> Result<SettleErrors> {
         self.stop().await;
         self.shared.advance(Phase::Closing);
-        match self.settler.take() {
-            Some(settler) => settler.await.unwrap_or_else(|error| {
+        if let Some(settler) = self.settler.take() {
+            settler.await.unwrap_or_else(|error| {
                 Err(Error::new(ErrorKind::Internal, "the settling task failed").with_source(error))
-            }),
-            None => Ok(()),
+            })?;
         }
+        let first = self.shared.first_settle_error.get().cloned();
+        Ok(SettleErrors { count: self.settle_errors(), first })
     }
 }
 
@@ -384,10 +406,11 @@ impl Shared {
     }
 
     /// Deliveries have left the consumer, settled or not.
-    fn off(&self, ops: &[Op]) {
-        self.unsettled_bytes.fetch_sub(ops.iter().map(|op| op.bytes).sum(), Ordering::AcqRel);
-        self.unsettled.fetch_sub(ops.len(), Ordering::AcqRel);
-        self.room.add_permits(ops.len());
+    fn off<'a>(&self, ops: impl IntoIterator<Item = &'a Op>) {
+        let (count, bytes) = ops.into_iter().fold((0, 0), |(count, bytes), op| (count + 1, bytes + op.bytes));
+        self.unsettled_bytes.fetch_sub(bytes, Ordering::AcqRel);
+        self.unsettled.fetch_sub(count, Ordering::AcqRel);
+        self.room.add_permits(count);
         self.settled.notify_waiters();
     }
 
@@ -545,7 +568,14 @@ async fn settle_until_closed(shared: Arc<Shared>) -> Result<()> {
 
 /// Tells what became of settlements, all of which took so long.
 fn answer(shared: &Shared, ops: Vec<Op>, mut results: Vec<Result<()>>, took: Duration) {
-    shared.off(&ops);
+    // What could not be done leaves its delivery held: by who asked, or released for who did not stay.
+    let left = ops.iter().zip(&results).filter(|(op, result)| !op.is_held(result));
+    shared.off(left.map(|(op, _)| op));
+    let held = ops.iter().zip(&results).filter(|(op, result)| op.is_held(result));
+    let released: Vec<_> = held.filter_map(|(op, _)| op.release()).collect();
+    if !released.is_empty() {
+        shared.queue.push(released, true);
+    }
     let (mut duplicates, mut why) = (0, None);
     for (op, result) in ops.iter().zip(&mut results) {
         let Err(error) = result else { continue };
@@ -559,6 +589,7 @@ fn answer(shared: &Shared, ops: Vec<Op>, mut results: Vec<Result<()>>, took: Dur
     // A lost channel takes hundreds along: one line for all.
     if let Some(error) = why {
         shared.settle_errors.fetch_add(duplicates, Ordering::Relaxed);
+        shared.first_settle_error.get_or_init(|| error.clone());
         tracing::warn!(count = duplicates, %error, "deferred acks failed: these messages will be delivered again");
     }
     let outcomes = ops.iter().zip(&results);

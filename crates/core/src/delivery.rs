@@ -23,7 +23,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::headers::{HeaderValue, Headers};
 use crate::publisher::{Publisher, SendOptions};
 use crate::retry::{Failure, History};
-use crate::settle::Op;
+use crate::settle::{Op, is_gone};
 use crate::timestamp::Timestamp;
 use crate::trace::{self, Description, SpanNames, TracePolicy, attribute};
 
@@ -239,7 +239,7 @@ impl Delivery {
     /// Errors: `Stale` when the lease or the connection was lost meanwhile; the message is delivered again.
     pub async fn ack(mut self) -> Result<()> {
         if !self.shared.deferred {
-            return self.settle(Settlement::Ack).await;
+            return self.settle(Settlement::Ack, false).await;
         }
         let span = self.settle_span(&Settlement::Ack);
         let mut result = self.check_held();
@@ -260,19 +260,36 @@ impl Delivery {
     /// span shows it.
     ///
     /// Errors: as [`ack`](Self::ack), and what publishing can fail with where the transport republishes; then the message
-    /// stays and is delivered again.
+    /// is released, and delivered again at once. [`try_retry`](Self::try_retry) holds it instead.
     pub async fn retry(mut self, after: Duration, failure: impl Into<Failure>) -> Result<()> {
         let history = self.failed(failure.into());
-        self.settle(Settlement::Retry { after, history }).await
+        self.settle(Settlement::Retry { after, history }, false).await
+    }
+
+    /// [`retry`](Self::retry), and where that fails, the delivery is still held with its lease: it can be settled again.
+    /// After `Ok`, and after an error of kind `Stale`, there is nothing left to settle.
+    ///
+    /// Dropping the future abandons the answer, and with it the delivery, as [`retry`](Self::retry) does.
+    pub async fn try_retry(&mut self, after: Duration, failure: impl Into<Failure>) -> Result<()> {
+        let history = self.failed(failure.into());
+        self.settle(Settlement::Retry { after, history }, true).await
     }
 
     /// Failed for good: to the dead-letter destination, with the history. It leaves the source only once the dead letter
-    /// is durably accepted.
+    /// is durably accepted. What [was given up before](Failure::given_up) becomes a dead letter with that failure, not this
+    /// one.
     ///
-    /// Errors: as [`retry`](Self::retry), and `NoDeadLetter` where no dead-letter destination is known; the message stays.
+    /// Errors: as [`retry`](Self::retry), and `NoDeadLetter` where no dead-letter destination is known.
+    /// [`try_reject`](Self::try_reject) holds the message then.
     pub async fn reject(mut self, failure: impl Into<Failure>) -> Result<()> {
         let history = self.failed(failure.into());
-        self.settle(Settlement::Reject { history }).await
+        self.settle(Settlement::Reject { history }, false).await
+    }
+
+    /// [`reject`](Self::reject), and where that fails, the delivery is still held, as after [`try_retry`](Self::try_retry).
+    pub async fn try_reject(&mut self, failure: impl Into<Failure>) -> Result<()> {
+        let history = self.failed(failure.into());
+        self.settle(Settlement::Reject { history }, true).await
     }
 
     /// Publishes it, as a dead letter, to a destination of any transport: headers, creation context and body are kept, the
@@ -286,8 +303,11 @@ impl Delivery {
         envelope.expires_at = None;
         let span = self.settle_span(&Settlement::Reject { history: history.clone() });
         let context = span.clone().unwrap_or_else(Context::current);
-        let options =
-            SendOptions { failed_attempts: self.attempt(), history: Some(history), ..SendOptions::default() };
+        let options = SendOptions {
+            failed_attempts: history.failed_attempts(self.message.failed_attempts),
+            history: Some(history),
+            ..SendOptions::default()
+        };
         let result = to.publish_with(envelope, options).with_context(context).await;
         if let Some(span) = span {
             trace::end(&span, result.as_ref().err());
@@ -297,7 +317,7 @@ impl Delivery {
 
     /// Makes the message available again at once, without recording an attempt. Dropping does the same, without an answer.
     pub async fn release(mut self) -> Result<()> {
-        self.settle(Settlement::Release).await
+        self.settle(Settlement::Release, false).await
     }
 
     /// Acks many deliveries at once, with an answer for each, in order. They may be of different consumers.
@@ -366,8 +386,13 @@ impl Delivery {
         self.shared.queue.push([op], false);
     }
 
+    /// The history with one failure more, unless the message was given up before: that is decided once.
     fn failed(&self, mut failure: Failure) -> Arc<History> {
         let mut history = self.message.history.as_deref().cloned().unwrap_or_default();
+        if history.is_given_up() {
+            history.set_given_up(failure.given_up);
+            return Arc::new(history);
+        }
         failure.attempt = self.attempt();
         // A hop whose broker could not carry the history of its retries.
         if history.count() < self.message.failed_attempts {
@@ -378,21 +403,16 @@ impl Delivery {
     }
 
     fn check_held(&self) -> Result<()> {
-        if self.shared.driver.is_current(&self.message.token) && !self.is_lease_lost() {
+        if !self.settled && self.shared.driver.is_current(&self.message.token) && !self.is_lease_lost() {
             return Ok(());
         }
         Err(stale().at("settle", &self.shared.address))
     }
 
-    async fn settle(&mut self, settlement: Settlement) -> Result<()> {
+    async fn settle(&mut self, settlement: Settlement, keep: bool) -> Result<()> {
         let span = self.settle_span(&settlement);
         let result = match self.check_held() {
-            Ok(()) => {
-                let (answers, all) = answers(1);
-                let op = self.op(settlement, Some(answers.slot(0)));
-                self.shared.queue.push([op], true);
-                all.await.pop().unwrap_or_else(|| Err(stale()))
-            }
+            Ok(()) => self.settle_held(settlement, keep).await,
             Err(error) => Err(error),
         };
         if let Some(span) = span {
@@ -401,14 +421,39 @@ impl Delivery {
         result
     }
 
+    async fn settle_held(&mut self, settlement: Settlement, keep: bool) -> Result<()> {
+        let (answers, all) = answers(1);
+        let leases = self.shared.leases.clone();
+        let lease = leases.as_ref().zip(self.lease).and_then(|(leases, key)| leases.get(key));
+        let mut op = self.op(settlement, Some(answers.slot(0)));
+        op.keep = keep;
+        self.shared.queue.push([op], true);
+        let result = all.await.pop().unwrap_or_else(|| Err(stale()));
+        if keep && result.as_ref().is_err_and(|error| !is_gone(error)) {
+            self.settled = false;
+            if let (Some(leases), Some(lease), None) = (leases, lease, self.lease) {
+                self.lease = Some(leases.put_back(lease));
+            }
+        }
+        result
+    }
+
     /// The operation that settles this delivery; from then on dropping it does nothing.
     fn op(&mut self, settlement: Settlement, slot: Option<Slot<()>>) -> Op {
         self.settled = true;
-        // From now on nothing extends it: that would put off what the settlement asks for.
+        // A dead letter takes its time, and the message must be ours until then. Otherwise nothing extends it from now on:
+        // that would put off what the settlement asks for.
+        if !matches!(settlement, Settlement::Reject { .. }) {
+            self.drop_lease();
+        }
+        let bytes = self.message.envelope.payload_len();
+        Op { token: self.message.token, settlement, slot, keep: false, bytes }
+    }
+
+    fn drop_lease(&mut self) {
         if let (Some(leases), Some(key)) = (&self.shared.leases, self.lease.take()) {
             leases.remove([key]);
         }
-        Op { token: self.message.token, settlement, slot, bytes: self.message.envelope.payload_len() }
     }
 
     /// Below the process span, or without one where that would have been.
@@ -473,6 +518,7 @@ impl Drop for Delivery {
             // At once: another consumer may be waiting for it.
             self.shared.queue.push([op], true);
         }
+        self.drop_lease();
     }
 }
 

@@ -297,6 +297,9 @@ pub trait Consumer: Send + Sync + 'static {
     /// [`ErrorKind::Stale`]. What `Ok` means, [`Capabilities::settle`](Capabilities) says.
     ///
     /// A message leaves the source only by `Ack`, or by a `Reject` whose dead letter has been durably accepted first.
+    ///
+    /// What `Retry` or `Reject` could not do, other than for a `Stale` token, leaves the delivery held as it was: it is
+    /// settled again with the same token, or released.
     async fn settle(&self, batch: &[(Token, Settlement)]) -> Vec<Result<()>>;
 
     /// Lets leases expire that long from now, with an answer for each, in order. Only called where the lease is

@@ -23,7 +23,8 @@ pub(crate) struct Leases {
     max: Duration,
 }
 
-struct Entry {
+#[derive(Clone, Copy)]
+pub(crate) struct Entry {
     token: Token,
     expires: Instant,
     /// Not extended past this.
@@ -61,6 +62,15 @@ impl Leases {
         for key in keys {
             entries.try_remove(key);
         }
+    }
+
+    pub(crate) fn get(&self, key: usize) -> Option<Entry> {
+        self.entries().get(key).copied()
+    }
+
+    /// Keeps a lease again that was let go for a settlement.
+    pub(crate) fn put_back(&self, entry: Entry) -> usize {
+        self.entries().insert(entry)
     }
 
     pub(crate) fn is_lost(&self, key: usize) -> bool {

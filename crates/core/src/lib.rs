@@ -32,7 +32,7 @@ pub mod trace;
 pub use address::Address;
 pub use capabilities::Capabilities;
 pub use codec::{Codec, Json};
-pub use consumer::{ConsumeOptions, Consumer, Order};
+pub use consumer::{ConsumeOptions, Consumer, Order, SettleErrors};
 pub use delivery::{Delivery, Process, QueueDelay};
 pub use diagnosis::{DiagnoseOptions, Diagnosis};
 pub use driver::{Depth, Receipt};

@@ -26,6 +26,9 @@ pub struct Failure {
     /// Which worker it failed on, such as its host's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<String>,
+    /// Whether no other attempt is to follow, and only the dead letter could not be made yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub given_up: bool,
 }
 
 impl Failure {
@@ -43,6 +46,7 @@ impl Failure {
             message: String::new(),
             dependency: None,
             worker: None,
+            given_up: false,
         }
         .clipped()
     }
@@ -66,6 +70,13 @@ impl Failure {
     pub fn dependency(mut self, dependency: impl Into<String>) -> Self {
         self.dependency = Some(dependency.into());
         self.clipped()
+    }
+
+    /// The same failure, after which the message is given up: what waits only for its dead-letter destination is
+    /// [retried](crate::Delivery::retry) with it, and whoever receives it again makes the dead letter without another attempt.
+    pub fn given_up(mut self) -> Self {
+        self.given_up = true;
+        self
     }
 
     /// The same failure, naming the worker it happened on.
@@ -154,6 +165,24 @@ impl History {
     /// The latest failure.
     pub fn last(&self) -> Option<&Failure> {
         self.failures.last()
+    }
+
+    /// Whether the message was given up, and is to become a dead letter.
+    pub fn is_given_up(&self) -> bool {
+        self.last().is_some_and(|failure| failure.given_up)
+    }
+
+    pub(crate) fn set_given_up(&mut self, given_up: bool) {
+        if let Some(last) = self.failures.last_mut() {
+            last.given_up = given_up;
+        }
+    }
+
+    /// How many attempts had failed with the latest failure, for a driver that knows of so many before: one more, unless
+    /// the message was given up on an earlier delivery.
+    pub fn failed_attempts(&self, before: u32) -> u32 {
+        let last = self.last().map(|failure| failure.attempt).filter(|attempt| *attempt > 0);
+        last.unwrap_or_else(|| before.saturating_add(1))
     }
 
     /// How many failures it knows of, those left out for size included.

@@ -19,8 +19,30 @@ pub(crate) struct Op {
     pub(crate) settlement: Settlement,
     /// Who waits for the outcome; nobody for a deferred ack.
     pub(crate) slot: Option<Slot<()>>,
+    /// Whether who waits keeps the delivery where this fails.
+    pub(crate) keep: bool,
     /// The payload's bytes, to be counted off.
     pub(crate) bytes: usize,
+}
+
+impl Op {
+    /// Whether the driver still holds the delivery after this outcome.
+    pub(crate) fn is_held(&self, result: &Result<()>) -> bool {
+        let is_sent_on = matches!(self.settlement, Settlement::Retry { .. } | Settlement::Reject { .. });
+        is_sent_on && result.as_ref().is_err_and(|error| !is_gone(error))
+    }
+
+    /// Gives back what a failed settlement left, unless who asked for that one keeps it.
+    pub(crate) fn release(&self) -> Option<Self> {
+        let is_kept = self.keep && self.slot.as_ref().is_some_and(Slot::is_awaited);
+        let (token, bytes) = (self.token, self.bytes);
+        (!is_kept).then_some(Self { token, settlement: Settlement::Release, slot: None, keep: false, bytes })
+    }
+}
+
+/// Whether a settlement failed because the delivery is no longer ours.
+pub(crate) fn is_gone(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Stale | ErrorKind::Closed)
 }
 
 /// The settlements that wait for the next call; bounded by the number of unsettled deliveries.

@@ -1,14 +1,14 @@
 //! The portable consumer, against a scripted driver.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
 use throughline_core::capabilities::{Capabilities, Lease, Level, MEMORY, SettleMeaning};
-use throughline_core::driver::Clock;
+use throughline_core::driver::{Clock, Settlement};
 use throughline_core::{
-    Address, ConsumeOptions, Consumer, Delivery, Envelope, ErrorKind, History, Timestamp,
+    Address, ConsumeOptions, Consumer, Delivery, Envelope, ErrorKind, Failure, History, Timestamp,
 };
 use throughline_testkit::scripted::{self, ScriptedConsumer};
 use tokio::time::Instant;
@@ -70,6 +70,8 @@ async fn a_deferred_ack_that_fails_is_counted_and_a_stale_one_is_told_at_once() 
     driver.lose_connection();
     assert!(held.is_lease_lost());
     assert_eq!(held.ack().await.unwrap_err().kind(), ErrorKind::Stale);
+    let errors = consumer.close().await.unwrap();
+    assert_eq!((errors.count, errors.first.unwrap().kind()), (1, scripted::never().kind()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -88,6 +90,73 @@ async fn settlement_outcomes_are_per_message_and_what_failed_safely_is_settled_a
     assert_eq!(ok, [true, false, true, true]);
     let again = [(3, "ack")].to_vec();
     assert_eq!(driver.settled(), [(1..=4).map(|tag| (tag, "ack")).collect(), again]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_settled_is_kept_by_who_tries_again_and_released_for_others() {
+    let driver = ScriptedConsumer::new();
+    let options = ConsumeOptions { max_unsettled: 1, ..ConsumeOptions::default() };
+    let mut consumer = open(&driver, options);
+    for n in 1..=4 {
+        driver.feed(Envelope::new(n.to_string()));
+    }
+    // 1: tried again, as often as one likes; nothing else is taken meanwhile.
+    let mut held = next(&mut consumer).await;
+    for _ in 0..2 {
+        driver.fail(1, scripted::never());
+        assert!(held.try_reject("bad").await.is_err());
+    }
+    driver.fail(1, scripted::never());
+    assert!(held.try_retry(Duration::ZERO, "bad").await.is_err());
+    assert!(tokio::time::timeout(Duration::from_secs(1), consumer.next()).await.is_err());
+    held.try_reject("bad").await.unwrap();
+    assert_eq!(held.try_reject("bad").await.unwrap_err().kind(), ErrorKind::Stale, "it is settled");
+    drop(held);
+    // 2: dropped after all.
+    let mut held = next(&mut consumer).await;
+    driver.fail(2, scripted::never());
+    assert!(held.try_reject("bad").await.is_err());
+    drop(held);
+    // 3: not kept.
+    let held = next(&mut consumer).await;
+    driver.fail(3, scripted::never());
+    assert!(held.reject("bad").await.is_err());
+    // 4: there is room for it.
+    next(&mut consumer).await.ack().await.unwrap();
+    let settled: Vec<_> = driver.settled().concat();
+    let of = |tag| settled.iter().filter(|(of, _)| *of == tag).map(|(_, name)| *name).collect::<Vec<_>>();
+    assert_eq!(of(1), ["reject", "reject", "retry", "reject"]);
+    assert_eq!((of(2), of(3)), (vec!["reject", "release"], vec!["reject", "release"]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_given_up_is_a_dead_letter_as_it_was() {
+    let driver = ScriptedConsumer::new();
+    let mut consumer = open(&driver, ConsumeOptions::default());
+    let mut history = History::default();
+    let mut failure = Failure::new("http_410").given_up();
+    failure.attempt = 3;
+    history.push(failure);
+    let again = Arc::new(History::from_header(&history.to_header()).unwrap());
+    driver.feed_with(Envelope::new("x"), |delivery| {
+        delivery.failed_attempts = 5;
+        delivery.history = Some(again);
+    });
+    let mut delivery = next(&mut consumer).await;
+    assert!(delivery.history().unwrap().is_given_up());
+    driver.fail(1, scripted::never());
+    delivery.try_reject("another").await.unwrap_err();
+    delivery.try_retry(Duration::ZERO, Failure::new("another").given_up()).await.unwrap();
+    let settlements = driver.settlements();
+    let [Settlement::Reject { history: dead }, Settlement::Retry { history: later, .. }] = &settlements[..]
+    else {
+        panic!("{settlements:?}");
+    };
+    assert_eq!(
+        (dead.count(), dead.last().unwrap().error.as_str(), dead.failed_attempts(5)),
+        (1, "http_410", 3)
+    );
+    assert!(!dead.is_given_up() && later.is_given_up());
 }
 
 #[tokio::test(start_paused = true)]

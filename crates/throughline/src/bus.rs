@@ -97,6 +97,18 @@ impl Bus {
         Ok(Consumer::new(driver, &address, options))
     }
 
+    /// A worker of the bus's own destination with these handlers, which holds no more messages than it can soon work on. It
+    /// opens its consumer as it begins to run.
+    #[cfg(feature = "worker")]
+    pub fn worker<S: Send + Sync + 'static>(
+        &self,
+        router: throughline_worker::Router<S>,
+    ) -> throughline_worker::Worker<S> {
+        let bus = self.clone();
+        let open = async move |options| bus.consumer_of("", options).await;
+        throughline_worker::Worker::opening(open, router)
+    }
+
     /// Creates what the address names, and says what it made. What exists already, the same, is left as it is.
     pub async fn create(&self, address: &str) -> Result<Vec<String>> {
         let address = self.resolve(address)?;

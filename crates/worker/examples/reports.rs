@@ -9,9 +9,7 @@ use std::time::Duration;
 use opentelemetry::KeyValue;
 use serde::{Deserialize, Serialize};
 use throughline::{Bus, Envelope};
-use throughline_worker::{
-    HandlerError, Idempotency, Job, Json, MemoryStore, ResultExt, RetryPolicy, Router, Worker,
-};
+use throughline_worker::{HandlerError, Idempotency, Job, Json, MemoryStore, ResultExt, RetryPolicy, Router};
 use tokio::sync::Notify;
 
 #[derive(Serialize, Deserialize)]
@@ -54,7 +52,8 @@ async fn main() -> throughline::Result<()> {
 
     let app = Arc::new(App::default());
     let router = Router::with_state(app.clone()).on("campaign.sync_report", sync_report);
-    let report = Worker::new(bus.consumer().await?, router)
+    let report = bus
+        .worker(router)
         .concurrency(16)
         .timeout(Duration::from_secs(60))
         .retry(RetryPolicy::default().initial(Duration::from_millis(200)))

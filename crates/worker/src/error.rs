@@ -112,6 +112,15 @@ impl HandlerError {
         &*self.0.source
     }
 
+    /// A failure for which a message was given up before.
+    pub(crate) fn of_the_past(failure: &Failure) -> Self {
+        let past = Self::permanent(failure.message.clone()).with_class(failure.error.clone());
+        match &failure.dependency {
+            Some(dependency) => past.with_dependency(dependency.clone()),
+            None => past,
+        }
+    }
+
     /// As the history of a message keeps it.
     pub(crate) fn failure(&self, worker: &str) -> Failure {
         let failure = Failure::new(self.class()).message(self.to_string()).worker(worker);

@@ -35,6 +35,7 @@ pub(crate) struct Stats {
     pub(crate) dead_lettered: Count,
     pub(crate) released: Count,
     late: AtomicU64,
+    not_made: AtomicU64,
 }
 
 const BEFORE: u8 = 0;
@@ -94,6 +95,7 @@ impl Stats {
             dead_lettered: Count::default(),
             released: Count::default(),
             late: AtomicU64::new(0),
+            not_made: AtomicU64::new(0),
         }
     }
 
@@ -116,8 +118,21 @@ impl Stats {
         self.held.store(held, Ordering::Relaxed);
     }
 
+    pub(crate) fn running(&self) -> usize {
+        self.running.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn waited(&self, delay: Duration) {
         self.lag.store(millis(delay), Ordering::Relaxed);
+    }
+
+    /// So many acks were answered, and failed afterwards.
+    pub(crate) fn not_made(&self, acks: u64) {
+        self.not_made.store(acks, Ordering::Relaxed);
     }
 
     pub(crate) fn unfinished(&self, handlers: u64) {
@@ -145,12 +160,13 @@ impl Health {
 
     /// How many messages are being handled, as of the last second.
     pub fn running(&self) -> usize {
-        self.0.running.load(Ordering::Relaxed)
+        self.0.running()
     }
 
-    /// How many messages wait for their ordering key, or for another's claim to end, as of the last second.
+    /// How many messages wait for their ordering key, for another's claim to end, or for a destination that does not take
+    /// them, as of the last second.
     pub fn held(&self) -> usize {
-        self.0.held.load(Ordering::Relaxed)
+        self.0.held()
     }
 
     /// How long the latest message had waited in the queue; `None` before the first, and where nobody stamps them.
@@ -170,7 +186,8 @@ impl Health {
             retried: stats.retried.get(),
             dead_lettered: stats.dead_lettered.get(),
             released: stats.released.get(),
-            unsettled: counts.into_iter().map(Count::failed).sum(),
+            unsettled: counts.into_iter().map(Count::failed).sum::<u64>()
+                + stats.not_made.load(Ordering::Relaxed),
             unfinished: stats.late.load(Ordering::Relaxed),
         }
     }
@@ -192,7 +209,8 @@ pub struct Report {
     pub dead_lettered: u64,
     /// Begun, and given back: at the end of the time to drain, or because the lease was lost.
     pub released: u64,
-    /// Settlements that failed: their messages are delivered again.
+    /// Settlements that failed: their messages are delivered again. Where settlement is deferred, an ack may fail after it
+    /// was answered, and is then counted here, too; all of them are once the worker has ended.
     pub unsettled: u64,
     /// Handlers that blocked a thread, and did not end when they were told to.
     pub unfinished: u64,

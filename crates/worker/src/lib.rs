@@ -44,11 +44,16 @@
 //!    [`AttemptStore`] keeps it; without one it is partial. The attempts only go up.
 //! 6. *Failed for good* (a permanent failure, the last attempt, an age): it becomes a dead letter with its body, headers,
 //!    creation context and history, at [`dead_letter`](Worker::dead_letter) or where the source's own is. It is acked after
-//!    that is durable; while the destination is out of reach it is retried. What cannot be decoded or has no handler goes
+//!    that is durable; while the destination is out of reach it is held, and tried again. What cannot be decoded or has no handler goes
 //!    there at once.
 //!
 //! A worker that is killed leaves its messages to the broker, which delivers them again: one whose attempts were all begun
 //! and never ended becomes a dead letter (`attempts_exhausted`), without its handler.
+//!
+//! Beside its spans a worker counts: `throughline.worker.messages` by `throughline.worker.outcome` (`done`, `duplicate`,
+//! `postponed`, `released`, and with `error.type` and `throughline.failure.dependency`, `retried` and `dead_lettered`), and
+//! `throughline.worker.in_flight` by `throughline.worker.state` (`running`, `held`). How long processing takes is
+//! `messaging.process.duration`.
 //!
 //! A *lost lease* drops the handler, or only tells it ([`LeaseLost`]). At the *shutdown* nothing more is taken, what was not
 //! begun is released, and handlers have the [`drain`](Worker::drain) time to end; then they are dropped and their messages
@@ -59,6 +64,7 @@ mod error;
 mod handler;
 mod health;
 mod job;
+mod metrics;
 mod middleware;
 mod router;
 mod run;

@@ -85,6 +85,15 @@ impl<S: Send + Sync + 'static> Router<S> {
         self
     }
 
+    /// The most messages that a batch handler may ask for; 0 without one.
+    pub(crate) fn largest_batch(&self) -> usize {
+        let sizes = self.routes.values().chain(&self.fallback).map(|route| match &route.kind {
+            Kind::One(_) => 0,
+            Kind::Many(_, options) => options.max,
+        });
+        sizes.max().unwrap_or(0)
+    }
+
     /// What the run loop looks things up in, with what routes leave to the worker filled in.
     pub(crate) fn into_table(self, retry: &RetryPolicy, timeout: Option<Duration>) -> Result<Table> {
         if let Some(repeated) = self.repeated {

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
 use std::num::NonZeroUsize;
 use std::pin::pin;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use throughline_core::{Consumer, Delivery, Error, ErrorKind, Result};
+use throughline_core::{Consumer, Delivery, Error, ErrorKind, Result, SettleErrors};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
@@ -18,7 +19,7 @@ use crate::job::Phase;
 use crate::middleware::concurrency::{Lanes, Retried};
 use crate::middleware::trace::{End, EndKind, attend, attend_batch};
 use crate::router::{Entry, Table, Target};
-use crate::shared::Shared;
+use crate::shared::{Shared, Slot};
 use crate::worker::FAR;
 
 /// How long what was told to stop may take to settle.
@@ -149,6 +150,10 @@ impl Run {
         let drained = self.drain(drain).await;
         let Self { consumer, shared, .. } = self;
         let closed = consumer.close().await;
+        if let Ok(SettleErrors { count, first: Some(error), .. }) = &closed {
+            tracing::error!(count, %error, "acks were not made after all: these messages are delivered again");
+            shared.stats.not_made(*count);
+        }
         shared.stats.end();
         worked.and(drained).and(closed)?;
         Ok(crate::Health(shared.stats.clone()).report())
@@ -182,6 +187,7 @@ impl Run {
                     }
                 }
                 () = self.backlog.low.notified() => {}
+                () = self.shared.parking.notified() => {}
                 received = self.consumer.next_batch(room.unwrap_or(NonZeroUsize::MIN)), if room.is_some() => {
                     let received = received?;
                     if received.is_empty() {
@@ -200,9 +206,18 @@ impl Run {
         }
     }
 
+    /// How many tasks do more than to wait for a settlement.
+    fn at_work(&self) -> usize {
+        self.tasks.len().saturating_sub(self.parked())
+    }
+
+    fn parked(&self) -> usize {
+        self.shared.parked.load(Ordering::Relaxed)
+    }
+
     /// How many more messages are taken: those that may begin, and as many that are next.
     fn room(&self) -> Option<NonZeroUsize> {
-        NonZeroUsize::new((2 * self.limit).saturating_sub(self.tasks.len() + self.backlog.queue().len()))
+        NonZeroUsize::new((2 * self.limit).saturating_sub(self.at_work() + self.backlog.queue().len()))
     }
 
     fn received(&mut self, deliveries: Vec<Delivery>) {
@@ -254,7 +269,7 @@ impl Run {
 
     /// Makes a task for each message that may begin, as long as there is room.
     fn start_ready(&mut self) {
-        while self.tasks.len() < self.limit
+        while self.at_work() < self.limit
             && let Some(start) = self.backlog.take(usize::MAX)
         {
             let (shared, backlog, ended) = (self.shared.clone(), self.backlog.clone(), self.ended.clone());
@@ -308,7 +323,9 @@ impl Run {
                 }
             }
         }
-        self.shared.stats.look_up(self.tasks.len(), self.lanes.held() + self.timers.held());
+        let held = self.lanes.held() + self.timers.held() + self.parked();
+        self.shared.stats.look_up(self.at_work(), held);
+        self.shared.stats.not_made(self.consumer.settle_errors());
     }
 
     /// Gives back what was not begun, waits for what was, and drops what takes too long.
@@ -338,7 +355,7 @@ impl Run {
     /// Waits for the handlers that run.
     async fn finish(&mut self, until: Instant) {
         loop {
-            self.shared.stats.look_up(self.tasks.len(), 0);
+            self.shared.stats.look_up(self.at_work(), self.parked());
             let tick = until.min(Instant::now() + TICK);
             match tokio::time::timeout_at(tick, self.tasks.join_next()).await {
                 Ok(None) => return,
@@ -360,18 +377,22 @@ async fn work_off(
 ) {
     let mut next = Some(first);
     while let Some(start) = next {
+        let slot = Slot::new(&shared);
         match start {
             Start::One(delivery, entry) => {
-                let end = attend(&shared, delivery, &entry).await;
+                let end = attend(&shared, &slot, delivery, &entry).await;
                 if end.matters() {
                     let _ = ended.send(end);
                 }
             }
             Start::Many(deliveries, entry) => {
-                for end in Box::pin(attend_batch(&shared, deliveries, &entry)).await {
-                    let _ = ended.send(end);
-                }
+                let tell = |end| _ = ended.send(end);
+                Box::pin(attend_batch(&shared, &slot, deliveries, &entry, tell)).await;
             }
+        }
+        if slot.is_parked() {
+            // Its place is another's.
+            return;
         }
         next = backlog.take(low);
     }

@@ -7,6 +7,8 @@
     reason = "a test fails by panicking"
 )]
 
+#[path = "worker/burying.rs"]
+mod burying;
 #[path = "worker/idempotency.rs"]
 mod idempotency;
 #[path = "worker/rig.rs"]

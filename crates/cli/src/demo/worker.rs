@@ -52,7 +52,8 @@ pub(super) async fn work(
     drop(foreign);
     let closed = consumer.close().await;
     result?;
-    Ok(closed?)
+    closed?;
+    Ok(())
 }
 
 /// The next delivery of a message. What is somebody else's, in a queue that the user named, is kept: dropped with the rest, it

@@ -126,8 +126,6 @@ impl Consumer {
             Settlement::Reject { history } => {
                 let delivery = state.entry(token)?.delivery.clone();
                 if self.destination.dead_letter.is_none() {
-                    // Not kept here, where nobody could settle it any more.
-                    state.release(token, keep_order)?;
                     return Err(no_dead_letter());
                 }
                 Ok(Some(Leaving { delivery, history: history.clone(), to: To::DeadLetter }))
@@ -135,18 +133,14 @@ impl Consumer {
         }
     }
 
-    /// Sends on, and settles what the brokers have; the rest is available again.
+    /// Sends on, and settles what the brokers have; the rest stays held.
     async fn send_on(&self, leaving: Vec<Leaving>) -> Vec<Result<()>> {
         let answers = self.onward.send(&leaving).await;
         let mut state = self.shared.state();
         let keep_order = self.shared.keep_order;
         let settled = leaving.iter().zip(answers).map(|(leaving, answer)| match answer {
             Ok(()) => state.settle(&leaving.delivery.token, keep_order).map(drop),
-            Err(error) => {
-                // Stale is as good: it is delivered again elsewhere.
-                let _ = state.release(&leaving.delivery.token, keep_order);
-                Err(error)
-            }
+            Err(error) => state.entry(&leaving.delivery.token).and(Err(error)),
         });
         let settled = settled.collect();
         self.shared.tell(&state);

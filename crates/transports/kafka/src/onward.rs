@@ -53,7 +53,7 @@ impl Onward {
                 Err(error) => results.extend(run.iter().map(|_| Err(error.clone()))),
             }
         }
-        // This delivery is over, whatever the next one brings.
+        // It is not sent again at once, whatever a later settlement brings.
         results.into_iter().map(|result| result.map_err(|error| error.with_retry(Retry::Never))).collect()
     }
 
@@ -94,7 +94,7 @@ impl Onward {
         Hop {
             sent: Timestamp::now(),
             delay: if let To::Retry(after) = leaving.to { after } else { Duration::ZERO },
-            failed_attempts: leaving.delivery.failed_attempts.saturating_add(1),
+            failed_attempts: leaving.history.failed_attempts(leaving.delivery.failed_attempts),
             history: Some(&leaving.history),
             stamp: false,
             dead_letter: (leaving.to == To::DeadLetter)
@@ -124,6 +124,6 @@ impl Onward {
 pub(crate) fn no_dead_letter() -> Error {
     Error::new(
         ErrorKind::NoDeadLetter,
-        "no dead-letter topic is known: add ?dead_letter=TOPIC to the address; the message is delivered again",
+        "no dead-letter topic is known: add ?dead_letter=TOPIC to the address; the message stays",
     )
 }

@@ -58,10 +58,7 @@ impl MemoryConsumer {
             Settlement::Ack => self.queue.remove(token).map(drop),
             Settlement::Release => self.queue.put_back(token, None),
             Settlement::Retry { after, history } => {
-                if let Err(error) = self.capabilities().check_retry(*after) {
-                    self.queue.put_back(token, None)?;
-                    return Err(error);
-                }
+                self.capabilities().check_retry(*after)?;
                 self.queue.put_back(token, Some((*after, history)))
             }
             Settlement::Reject { history } => self.reject(token, history),

@@ -95,7 +95,7 @@ impl Queue {
             envelope,
             arrival,
             enqueued: Timestamp::now(),
-            failed_attempts: failed.saturating_add(1),
+            failed_attempts: history.failed_attempts(failed),
             history: Some(history),
             dead_letter: Some(Arc::new(why)),
             receive_count: 0,

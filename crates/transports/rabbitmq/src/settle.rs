@@ -90,10 +90,8 @@ impl Consumer {
                             .map(|send_on| onward.extend(send_on));
                     }
                     Settlement::Reject { history } if mine => {
-                        let (open, place) = ((&mut *inner, &session), (at, token.tag));
-                        *result = self
-                            .reject(open, place, history, &mut writes)
-                            .map(|send_on| onward.push(send_on));
+                        let rejected = self.reject(&inner, (at, token.tag), history);
+                        *result = rejected.map(|send_on| onward.push(send_on));
                     }
                     _ => *result = Err(stale()),
                 }
@@ -147,30 +145,22 @@ impl Consumer {
         }
     }
 
-    fn reject(
-        &self,
-        (inner, session): (&mut Inner, &Session),
-        (at, tag): (usize, u64),
-        history: &Arc<History>,
-        writes: &mut Writes,
-    ) -> Result<SendOn> {
+    fn reject(&self, inner: &Inner, (at, tag): (usize, u64), history: &Arc<History>) -> Result<SendOn> {
         let entry = inner.window.get(tag).ok_or_else(stale)?;
         let Some(route) = self.dead_letter() else {
-            // Not kept here, where nobody could settle it any more.
-            release(inner, session, at, tag, writes)?;
             return Err(Error::new(
                 ErrorKind::NoDeadLetter,
-                "no dead-letter destination is known: add ?dead_letter=QUEUE to the address; the message went back to its queue",
+                "no dead-letter destination is known: add ?dead_letter=QUEUE to the address; the message stays",
             ));
         };
-        let failed_attempts = entry.delivery.failed_attempts.saturating_add(1);
+        let failed_attempts = history.failed_attempts(entry.delivery.failed_attempts);
         let envelope = entry.delivery.envelope.clone();
         let to = To::DeadLetter(route.clone());
         Ok(SendOn { at, tag, envelope, failed_attempts, history: history.clone(), to })
     }
 
-    /// Publishes, and acks what the broker has; what it has not taken goes back to its queue. Gives the places whose
-    /// settlement could not be written.
+    /// Publishes, and acks what the broker has; what it has not taken stays held. Gives the places whose settlement could
+    /// not be written.
     async fn send_on(
         &self,
         session: &Session,
@@ -190,13 +180,9 @@ impl Consumer {
                         acks.push((send_on.at, send_on.tag));
                         Ok(())
                     }
-                    Err(error) => {
-                        if still_ours {
-                            let _ = release(&mut inner, session, send_on.at, send_on.tag, &mut writes);
-                        }
-                        // This delivery is over, whatever the next one brings.
-                        Err(error.with_retry(Retry::Never))
-                    }
+                    // It was tried as often as makes sense at once.
+                    Err(error) if still_ours => Err(error.with_retry(Retry::Never)),
+                    Err(_) => Err(stale()),
                 };
                 if let Some(result) = results.get_mut(send_on.at) {
                     *result = outcome;

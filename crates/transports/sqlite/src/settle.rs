@@ -177,7 +177,7 @@ impl Store<'_> {
         const KEY: &str = concat!("SELECT key FROM throughline_line ", ours!());
         const MOVE: &str = "UPDATE throughline_line SET id = ?2, place = ?2, queue = ?3, state = ?4, enqueued = ?5, \
                             due = ?5, receive_count = 0, history = ?6, \
-                            failed_attempts = min(failed_attempts + 1, 4294967295), \
+                            failed_attempts = coalesce(?9, min(failed_attempts + 1, 4294967295)), \
                             dead_letter_source = ?7, dead_letter_reason = ?8 WHERE id = ?1";
         let (id, count, _) = of_token(token);
         let now = self.now.as_millis();
@@ -195,7 +195,8 @@ impl Store<'_> {
         let header = history.to_header();
         let source = config.source_name();
         self.execute("UPDATE throughline_messages SET id = ?2 WHERE id = ?1", [id, place])?;
-        self.execute(MOVE, params![id, place, graveyard.id, state, now, header, source, reason])?;
+        let failed = history.last().map(|failure| failure.attempt).filter(|attempt| *attempt > 0);
+        self.execute(MOVE, params![id, place, graveyard.id, state, now, header, source, reason, failed])?;
         self.count(queue, -1);
         self.count(graveyard.id, 1);
         self.woken.insert(graveyard.id);

@@ -91,7 +91,7 @@ impl Reject {
             tag,
             handle: entry.native.receipt_handle.clone(),
             envelope: entry.delivery.envelope.clone(),
-            failed_attempts: entry.delivery.failed_attempts.saturating_add(1),
+            failed_attempts: history.failed_attempts(entry.delivery.failed_attempts),
             history,
             native: entry.delivery.native.clone(),
             undecodable: entry.undecodable.clone(),

@@ -31,7 +31,7 @@ impl Source {
             }
         }
         let url = &self.queue.url;
-        // Sent before anything is deleted; what could not be sent stays, and is visible again at once.
+        // Sent before anything is deleted; what could not be sent stays held.
         for (reject, answer) in self.send_on(&plan.rejects).await {
             match answer {
                 Ok(()) => plan.deletes.push((reject.at, reject.tag, reject.handle.clone())),
@@ -39,7 +39,6 @@ impl Source {
                     if let Some(result) = results.get_mut(reject.at) {
                         *result = Err(error.with_retry(Retry::Never));
                     }
-                    plan.visible.push((usize::MAX, reject.tag, reject.handle.clone(), 0));
                 }
             }
         }
@@ -94,20 +93,16 @@ impl Source {
             Settlement::Retry { after, history } => {
                 let held = entry.received.elapsed();
                 // What of the time it has been held is cut off below: better early than refused.
-                if let Err(error) = self.capabilities.check_retry(*after) {
-                    plan.visible.push((usize::MAX, tag, handle, 0));
-                    return Err(error);
-                }
+                self.capabilities.check_retry(*after)?;
                 let left = LONGEST_HOLD.saturating_sub(held);
                 failures.failed(&entry.native.message_id, history.clone(), Timestamp::now().after(*after));
                 plan.visible.push((at, tag, handle, whole_seconds(*after, left)));
             }
             Settlement::Reject { .. } if self.dead_letter.is_none() => {
-                plan.visible.push((usize::MAX, tag, handle, 0));
                 return Err(Error::new(
                     ErrorKind::NoDeadLetter,
                     "no dead-letter queue is known: add ?dead_letter=QUEUE to the address, or give the queue a redrive \
-                     policy; the message went back to its queue",
+                     policy; the message stays",
                 ));
             }
             Settlement::Reject { history } => {

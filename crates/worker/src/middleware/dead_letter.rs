@@ -1,35 +1,127 @@
-//! Where messages go that failed for good, and how they get there: durably first, and only then acked.
+//! Where messages go that failed: what is decided once is asked for until it is done, while the message is held. A dead
+//! letter is durable first, and only then is its original acked.
 
 use std::time::Duration;
 
-use throughline_core::{Delivery, Error, Failure, Publisher, Result};
+use throughline_core::{Delivery, Error, Failure, Publisher, Result, Timestamp};
 
-/// The wait before dead-lettering is tried again.
-const PAUSE: Duration = Duration::from_secs(30);
+use super::timeout::Interruption;
+use super::trace::{interruption, is_late};
+use crate::router::Entry;
+use crate::shared::{Shared, Slot};
 
-/// What became of a message that was to be a dead letter.
-pub(crate) enum Buried {
-    /// It is one.
+/// The waits between tries to settle, whatever the retry policy says: neither a loop that spins, nor a long silence.
+const SHORTEST: Duration = Duration::from_millis(250);
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// What is to become of a failed message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// Another attempt, after that long.
+    Retry(Duration),
+    /// A dead letter.
+    Bury,
+}
+
+/// What has become of it.
+pub(crate) enum Done {
+    /// What was decided.
     Yes,
-    /// Its destination did not take it: it is tried again after the wait, and nothing was lost.
+    /// Back in its queue with its failure, to become a dead letter after that long.
     Later(Duration),
 }
 
-/// Makes a dead letter of a message: at another destination, or where the transport has its own.
-pub(crate) async fn bury(delivery: Delivery, to: Option<&Publisher>, failure: Failure) -> Result<Buried> {
-    let Some(to) = to else {
-        return delivery.reject(failure).await.map(|()| Buried::Yes);
-    };
-    match delivery.send_dead_letter(to, failure.clone()).await {
-        // Refused now, it would come again, and be sent there twice: told, as any ack that fails.
-        Ok(_) => delivery.ack().await.map(|()| Buried::Yes),
-        Err(error) => {
-            not_taken(&error);
-            delivery.retry(PAUSE, failure).await.map(|()| Buried::Later(PAUSE))
+/// Settles a failed message as it was decided, and where that fails, again and again: while the message is ours, up to the
+/// longest it may be held, and until the time to drain is over. Then it goes back to its queue, with its failure where the
+/// broker takes that.
+pub(crate) async fn settle(
+    shared: &Shared,
+    slot: &Slot<'_>,
+    mut delivery: Delivery,
+    entry: &Entry,
+    decision: Decision,
+    failure: Failure,
+) -> Result<Done> {
+    for tries in 1.. {
+        let Err(error) = once(shared, &mut delivery, decision, failure.clone()).await else {
+            if decision == Decision::Bury && shared.dead_letter.is_some() {
+                // Were this tried again, it would be sent there twice: told, as any ack that fails.
+                delivery.ack().await?;
+            }
+            return Ok(Done::Yes);
+        };
+        if is_late(&error) {
+            return Err(error);
         }
+        if tries == 1 {
+            tracing::error!(%error, "a failed message could not be settled: it is held, and tried again");
+            // Other messages take its place meanwhile.
+            slot.park();
+            if decision == Decision::Bury {
+                // Whoever has it next, should this process die, knows that it was given up, and why.
+                shared.remember(&delivery, &failure.clone().given_up(), LONGEST).await;
+            }
+        }
+        let pause = entry.retry.delay(tries, delivery.id()).clamp(SHORTEST, LONGEST);
+        match wait(shared, &delivery, pause).await {
+            Next::Again => {}
+            Next::Lost => return Err(error),
+            Next::LetGo => return let_go(delivery, decision, failure, pause, error).await,
+        }
+    }
+    Ok(Done::Yes)
+}
+
+async fn once(shared: &Shared, delivery: &mut Delivery, decision: Decision, failure: Failure) -> Result<()> {
+    match (decision, &shared.dead_letter) {
+        (Decision::Retry(after), _) => delivery.try_retry(after, failure).await,
+        (Decision::Bury, None) => delivery.try_reject(failure).await,
+        (Decision::Bury, Some(to)) => bury(delivery, to, failure).await,
     }
 }
 
-fn not_taken(error: &Error) {
-    tracing::error!(%error, "the dead-letter destination took no message; it is tried again later");
+async fn bury(delivery: &Delivery, to: &Publisher, failure: Failure) -> Result<()> {
+    let sent = delivery.send_dead_letter(to, failure).await;
+    if let (Err(_), Some(key)) = (&sent, &delivery.envelope().ordering_key) {
+        // What failed is held here, with its key's later ones behind it. The publisher would hold the key back for ever.
+        to.resume(key);
+    }
+    sent.map(drop)
+}
+
+enum Next {
+    Again,
+    /// It is no longer ours.
+    Lost,
+    /// It was held for as long as may be.
+    LetGo,
+}
+
+/// Waits for the next try, where there is one.
+async fn wait(shared: &Shared, delivery: &Delivery, pause: Duration) -> Next {
+    let held = Timestamp::now().millis_since(delivery.received_at());
+    let held = Duration::from_millis(u64::try_from(held).unwrap_or(0));
+    let left = shared.longest_hold.map_or(Duration::MAX, |longest| longest.saturating_sub(held));
+    tokio::select! {
+        () = tokio::time::sleep(pause.min(left)) => if left > pause { Next::Again } else { Next::LetGo },
+        why = interruption(shared, delivery.lease_lost()) => match why {
+            Interruption::LeaseLost => Next::Lost,
+            Interruption::Shutdown => Next::LetGo,
+        },
+    }
+}
+
+/// Gives a message back with its failure; one that was given up stays so.
+async fn let_go(
+    mut delivery: Delivery,
+    decision: Decision,
+    failure: Failure,
+    pause: Duration,
+    error: Error,
+) -> Result<Done> {
+    let put_off = match decision {
+        Decision::Retry(_) => Err(error),
+        Decision::Bury => delivery.try_retry(pause, failure.given_up()).await,
+    };
+    put_off.map(|()| Done::Later(pause))
 }

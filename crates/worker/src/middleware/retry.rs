@@ -92,7 +92,7 @@ impl RetryPolicy {
     ///
     /// A worker that is killed leaves a delivery without an outcome on each message that it held, begun or not, and those
     /// count where the broker counts deliveries: a message that kills its worker each time takes its neighbours along. Where
-    /// that can happen, hold few in advance (`ConsumeOptions::max_unsettled` near the worker's concurrency).
+    /// that can happen, hold few in advance, as a worker does that [opens its consumer](crate::Worker::opening) itself.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.max_attempts = attempts.max(1);
         self

@@ -8,19 +8,20 @@ use futures_util::FutureExt;
 use futures_util::future::{join_all, select_all};
 use opentelemetry::context::FutureExt as _;
 use opentelemetry::{Context, KeyValue};
-use throughline_core::{Delivery, Error, ErrorKind, Process};
+use throughline_core::{Delivery, Error, ErrorKind, History, Process};
 use tokio::time::Instant;
 
 use super::Verdict;
 use super::concurrency::{Retried, stable_id};
-use super::dead_letter::{Buried, bury};
+use super::dead_letter::{self, Decision, Done};
 use super::idempotency::{Held, Idempotency};
 use super::timeout::{self, Ended, Interruption};
 use crate::error::HandlerError;
 use crate::handler::Call;
 use crate::job::{Message, Phase};
+use crate::metrics::Outcome;
 use crate::router::{Entry, Target};
-use crate::shared::{LeaseLost, Shared};
+use crate::shared::{LeaseLost, Shared, Slot};
 
 const DUPLICATE: &str = "throughline.duplicate";
 const IN_PROGRESS: &str = "throughline.in_progress";
@@ -48,7 +49,7 @@ pub(crate) enum EndKind {
 }
 
 /// Works on one message. What is rarely needed is on the heap: a task of this is made for every message.
-pub(crate) async fn attend(shared: &Shared, mut delivery: Delivery, entry: &Entry) -> End {
+pub(crate) async fn attend(shared: &Shared, slot: &Slot<'_>, mut delivery: Delivery, entry: &Entry) -> End {
     if delivery.is_lease_lost() {
         // It waited for too long, and comes again.
         return End { key: delivery.envelope().ordering_key.clone(), kind: EndKind::Settled };
@@ -61,11 +62,26 @@ pub(crate) async fn attend(shared: &Shared, mut delivery: Delivery, entry: &Entr
     let message = Message::new(&delivery, &context, shared.phase.subscribe());
     let verdict = one(shared, &delivery, entry, message, &process).with_context(context).await;
     end(process, &verdict);
-    settle(shared, delivery, verdict, entry).await
+    settle(shared, slot, delivery, verdict, entry).await
 }
 
-/// Works on messages of a batch route, together.
-pub(crate) async fn attend_batch(shared: &Shared, mut deliveries: Vec<Delivery>, entry: &Entry) -> Vec<End> {
+/// Works on messages of a batch route, together. Each is told as it leaves: one that is long in leaving holds no other up.
+pub(crate) async fn attend_batch(
+    shared: &Shared,
+    slot: &Slot<'_>,
+    deliveries: Vec<Delivery>,
+    entry: &Entry,
+    ended: impl Fn(End),
+) {
+    // What waited for too long comes again: it is nobody's to work on here.
+    let (lost, ours) = deliveries.into_iter().partition::<Vec<_>, _>(Delivery::is_lease_lost);
+    for delivery in lost {
+        ended(End { key: delivery.envelope().ordering_key.clone(), kind: EndKind::Settled });
+    }
+    let mut deliveries = ours;
+    if deliveries.is_empty() {
+        return;
+    }
     for delivery in &mut deliveries {
         if shared.may_recall(delivery) {
             shared.recall(delivery).await;
@@ -80,7 +96,9 @@ pub(crate) async fn attend_batch(shared: &Shared, mut deliveries: Vec<Delivery>,
         None => process.end(),
     }
     let settled = deliveries.into_iter().zip(verdicts);
-    join_all(settled.map(|(delivery, verdict)| settle(shared, delivery, verdict, entry))).await
+    let settling =
+        settled.map(|(delivery, verdict)| settle(shared, slot, delivery, verdict, entry).map(&ended));
+    join_all(settling).await;
 }
 
 fn end(process: Process<'_>, verdict: &Verdict) {
@@ -101,6 +119,10 @@ fn end(process: Process<'_>, verdict: &Verdict) {
 
 /// Why a message does not even begin.
 fn refused(delivery: &Delivery, entry: &Entry) -> Option<HandlerError> {
+    if let Some(failure) = delivery.history().filter(|history| history.is_given_up()).and_then(History::last)
+    {
+        return Some(HandlerError::of_the_past(failure));
+    }
     if entry.retry.is_exhausted(delivery.attempt()) {
         let text =
             format!("{} attempts have begun, and the last ended without an outcome", delivery.attempt() - 1);
@@ -179,7 +201,7 @@ async fn handle(
     timeout::run(handler, entry.timeout, interruption(shared, lost)).await
 }
 
-async fn interruption(shared: &Shared, lost: impl Future<Output = ()>) -> Interruption {
+pub(crate) async fn interruption(shared: &Shared, lost: impl Future<Output = ()>) -> Interruption {
     let mut phase = shared.phase.subscribe();
     tokio::select! {
         () = lost => Interruption::LeaseLost,
@@ -264,56 +286,69 @@ async fn many(shared: &Shared, deliveries: &[Delivery], entry: &Entry, context: 
 }
 
 /// Settles a message by what its attempt came to.
-async fn settle(shared: &Shared, delivery: Delivery, verdict: Verdict, entry: &Entry) -> End {
+async fn settle(
+    shared: &Shared,
+    slot: &Slot<'_>,
+    delivery: Delivery,
+    verdict: Verdict,
+    entry: &Entry,
+) -> End {
     let key = delivery.envelope().ordering_key.clone();
     let end = |kind| End { key: key.clone(), kind };
     match verdict {
         Verdict::Done => {
-            if delivery.attempt() > 1 {
+            if shared.in_place && delivery.attempt() > 1 {
                 Box::pin(shared.forget(shared.stored_key(&delivery))).await;
             }
-            shared.stats.acked.tell(delivery.ack().await);
+            shared.count(&shared.stats.acked, Outcome::Done, delivery.ack().await);
         }
-        Verdict::Duplicate => shared.stats.duplicates.tell(delivery.ack().await),
+        Verdict::Duplicate => {
+            shared.count(&shared.stats.duplicates, Outcome::Duplicate, delivery.ack().await);
+        }
         Verdict::Postponed(after) => {
-            shared.stats.postponed.add();
+            shared.count(&shared.stats.postponed, Outcome::Postponed, Ok(()));
             return end(EndKind::Postponed(Box::new(delivery), after));
         }
-        Verdict::Interrupted(_) => shared.stats.released.tell(delivery.release().await),
-        Verdict::Failed(error) => return end(Box::pin(failed(shared, delivery, error, entry)).await),
+        Verdict::Interrupted(_) => {
+            shared.count(&shared.stats.released, Outcome::Released, delivery.release().await);
+        }
+        Verdict::Failed(error) => return end(Box::pin(failed(shared, slot, delivery, error, entry)).await),
     }
     end(EndKind::Settled)
 }
 
-async fn failed(shared: &Shared, delivery: Delivery, error: HandlerError, entry: &Entry) -> EndKind {
-    let Some(after) = entry.retry.next(&delivery, &error, shared.longest_retry) else {
-        return give_up(shared, delivery, &error).await;
-    };
-    let retried =
-        Retried { id: stable_id(&delivery), attempt: delivery.attempt(), due: Instant::now() + after };
+async fn failed(
+    shared: &Shared,
+    slot: &Slot<'_>,
+    delivery: Delivery,
+    error: HandlerError,
+    entry: &Entry,
+) -> EndKind {
     let failure = error.failure(&shared.name);
-    shared.remember(&delivery, &failure, after).await;
-    let result = delivery.retry(after, failure).await;
-    let comes_again = result.is_ok();
-    shared.stats.retried.tell(result);
-    if comes_again { EndKind::Retried(retried) } else { EndKind::Settled }
-}
-
-async fn give_up(shared: &Shared, delivery: Delivery, error: &HandlerError) -> EndKind {
+    let retry = entry.retry.next(&delivery, &error, shared.longest_retry);
+    let decision = retry.map_or(Decision::Bury, Decision::Retry);
+    if let Some(after) = retry
+        && shared.in_place
+    {
+        shared.remember(&delivery, &failure, after).await;
+    }
     let (id, attempt) = (stable_id(&delivery), delivery.attempt());
     let stored = shared.stored_key(&delivery);
-    match bury(delivery, shared.dead_letter.as_ref(), error.failure(&shared.name)).await {
-        Ok(Buried::Yes) => {
-            shared.stats.dead_lettered.tell(Ok(()));
-            shared.forget(stored).await;
-        }
-        Ok(Buried::Later(after)) => {
-            shared.stats.retried.tell(Ok(()));
-            return EndKind::Retried(Retried { id, attempt, due: Instant::now() + after });
-        }
-        Err(error) => shared.stats.dead_lettered.tell(Err(error)),
+    let settled = dead_letter::settle(shared, slot, delivery, entry, decision, failure.clone()).await;
+    let after = if let Ok(Done::Later(after)) = settled { Some(after) } else { retry };
+    let (count, outcome) = match after {
+        Some(_) => (&shared.stats.retried, Outcome::Retried(&failure)),
+        None => (&shared.stats.dead_lettered, Outcome::DeadLettered(&failure)),
+    };
+    if let (Ok(Done::Yes), None) = (&settled, retry) {
+        shared.forget(stored).await;
     }
-    EndKind::Settled
+    let comes_again = settled.is_ok();
+    shared.count(count, outcome, settled.map(drop));
+    match after {
+        Some(after) if comes_again => EndKind::Retried(Retried { id, attempt, due: Instant::now() + after }),
+        _ => EndKind::Settled,
+    }
 }
 
 /// Whether a settlement only came too late: the message is delivered again, as it would have been anyway.

@@ -190,3 +190,39 @@ async fn dead_letters_cross_transports_and_one_trace_tells_it_all() {
     assert_eq!(attribute(publish.unwrap(), "messaging.system").unwrap().as_str(), "memory");
     rig.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_queue_that_is_missing_makes_no_loop_and_falsifies_nothing() {
+    const TEST: &str = "a_dead_letter_queue_that_is_missing_makes_no_loop_and_falsifies_nothing";
+    async fn picky(Json(text): Json<String>, job: Job<Seen>) -> Result<(), HandlerError> {
+        job.state().lock().unwrap().push(text.clone());
+        match text.as_str() {
+            "bad" => Err(HandlerError::dependency("ads-api", "gone").with_class("http_410").into_permanent()),
+            _ => Ok(()),
+        }
+    }
+    let Some(rig) = Rig::new(TEST).await else { return };
+    rig.delete_graveyard().await;
+    let seen = Seen::default();
+    let worker = |consumer| Worker::new(consumer, Router::with_state(seen.clone()).on("job", picky));
+    let first = worker(rig.consumer(10).await).concurrency(1).drain(Duration::from_secs(1));
+    let health = first.health();
+    let running = start(first);
+    rig.publish(["bad", "good"].map(message)).await;
+    until("it is held, and others go on", async || health.held() == 1 && seen.lock().unwrap().len() == 2)
+        .await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    // The next worker is told, too.
+    let report = running.stop().await;
+    assert_eq!((report.acked, report.retried, report.dead_lettered), (1, 1, 0), "{report:?}");
+    rig.create_graveyard().await;
+    let running = start(worker(rig.consumer(10).await));
+    until("it is a dead letter", async || rig.dead().await.len() == 1).await;
+    running.stop().await;
+    assert_eq!(*seen.lock().unwrap(), ["bad", "good"], "no handler ran again");
+    let dead = rig.dead().await.remove(0);
+    let failures = dead.history.as_deref().unwrap().failures();
+    let told: Vec<_> = failures.iter().map(|failure| (failure.attempt, failure.to_string())).collect();
+    assert_eq!(told, [(1, "http_410 (ads-api): gone".to_owned())]);
+    rig.finish().await;
+}

@@ -30,8 +30,17 @@ impl Rig {
         let (jobs, dead) = (format!("queue=worker-{name}"), format!("worker-{name}-dead"));
         let bus = Bus::connect(format!("{url}?{jobs}&dead_letter={dead}")).await.unwrap();
         bus.create("").await.unwrap();
-        bus.create(&format!("?queue={dead}")).await.unwrap();
-        Some(Self { url, publisher: bus.publisher().await.unwrap(), bus, jobs, dead })
+        let rig = Self { url, publisher: bus.publisher().await.unwrap(), bus, jobs, dead };
+        rig.create_graveyard().await;
+        Some(rig)
+    }
+
+    pub(crate) async fn create_graveyard(&self) {
+        self.bus.create(&format!("?queue={}", self.dead)).await.unwrap();
+    }
+
+    pub(crate) async fn delete_graveyard(&self) {
+        self.bus.delete(&format!("?queue={}", self.dead)).await.unwrap();
     }
 
     /// The address of the jobs, at this broker or a proxy before it.
@@ -63,7 +72,7 @@ impl Rig {
     pub(crate) async fn finish(self) {
         self.publisher.close().await.unwrap();
         self.bus.delete("").await.unwrap();
-        self.bus.delete(&format!("?queue={}", self.dead)).await.unwrap();
+        self.delete_graveyard().await;
         self.bus.close().await.unwrap();
     }
 }

@@ -283,3 +283,23 @@ async fn a_batch_goes_when_it_is_full_and_fails_as_a_whole_where_its_handler_doe
     let report = running.stop().await;
     assert_eq!((report.acked, report.retried), (6, 3));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_has_nothing_that_was_lost_while_it_was_gathered() {
+    async fn store(batch: Batch<Json<String>, Seen>) {
+        let texts: Vec<_> = batch.items().iter().map(|Json(text)| text.as_str()).collect();
+        batch.jobs()[0].state().push(texts.join(","));
+    }
+    let rig = Rig::new().await;
+    let seen = Seen::default();
+    let options = BatchOptions { max: 10, linger: Duration::from_secs(5) };
+    let router = Router::with_state(seen.clone()).route("p", Route::batch(store, options));
+    let lease = ConsumeOptions { max_lease: Duration::from_secs(3), ..ConsumeOptions::default() };
+    let running = start(Worker::new(rig.consumer_with(lease).await, router));
+    rig.publish(message("p", "1")).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    // 1 was lost, and is here a second time.
+    rig.publish(message("p", "2")).await;
+    rig.until_empty().await;
+    assert_eq!((seen.all(), running.stop().await.acked), (vec!["1,2".to_owned()], 2));
+}

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use throughline::{ConsumeOptions, ErrorKind, Order};
+use throughline::capabilities::{Capabilities, Lease, MEMORY, SettleMeaning};
+use throughline::{ConsumeOptions, Consumer, ErrorKind, Order};
+use throughline_testkit::scripted::{self, ScriptedConsumer};
 use throughline_worker::{Job, Router, Worker};
 use tokio::time::Instant;
 
@@ -136,4 +138,24 @@ async fn handlers_run_on_all_threads_and_nothing_is_lost_or_done_twice() {
     assert_eq!((report.acked, done.load(Ordering::Relaxed)), (2000, 2000));
     assert_eq!((report.unsettled, report.unfinished), (0, 0));
     assert!(health.lag().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ack_that_fails_after_it_was_answered_is_in_the_report() {
+    async fn handler() {}
+    let deferred = Capabilities { settle: SettleMeaning::Deferred, lease: Lease::None, ..MEMORY };
+    let driver = ScriptedConsumer::with(deferred);
+    driver.set_has_dead_letter(true);
+    for n in 0..3 {
+        driver.feed(message("a", &n.to_string()));
+    }
+    driver.fail(2, scripted::never());
+    let address = "memory:scripted?queue=q".parse().unwrap();
+    let consumer = Consumer::new(driver.clone(), &address, ConsumeOptions::default());
+    let worker = Worker::new(consumer, Router::new().on("a", handler));
+    let health = worker.health();
+    let running = start(worker);
+    until("all are done", async || health.report().acked == 3).await;
+    let report = running.stop().await;
+    assert_eq!((report.acked, report.unsettled), (3, 1));
 }
