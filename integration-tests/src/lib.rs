@@ -5,6 +5,7 @@ pub mod aws;
 pub mod faults;
 pub mod flow;
 pub mod ledger;
+pub mod samples;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -256,20 +256,21 @@ impl Bridge {
         let sinks = Sinks { sink: sink.clone(), reject: reject.clone() };
         let copy = Copy::new(&self.settings, sinks, self.depth(), ledger.writer(), self.progress.clone());
         let outcome = copy.run(&mut consumer, shutdown).await;
-        let (expired, lost_acks) = (consumer.expired(), consumer.settle_errors());
+        let expired = consumer.expired();
         let mut warnings = Vec::new();
         let mut note = |what: &str, result: Result<()>| {
-            let is_ok = result.is_ok();
             warnings.extend(result.err().map(|error| format!("{what} was not closed in order: {error}")));
-            is_ok
         };
-        let closed = note("the source", consumer.close().await);
+        let closed = consumer.close().await;
+        // Acks that were answered before they were made, and then failed.
+        let is_acked = closed.as_ref().is_ok_and(|unmade| unmade.count == 0);
+        note("the source", closed.map(drop));
         note("the sink", sink.close().await);
         if let Some(reject) = reject {
             note("the reject address", reject.close().await);
         }
         let before = ledger.before();
-        let is_settled = closed && outcome.unacked == 0 && lost_acks == 0;
+        let is_settled = is_acked && outcome.unacked == 0;
         let rejected = ledger.end(is_settled).await.unwrap_or_else(|error| {
             warnings.push(error.to_string());
             Vec::new()

@@ -54,6 +54,7 @@
 
 mod bridge;
 mod copy;
+mod dual;
 mod filter;
 mod identity;
 mod lanes;
@@ -65,6 +66,7 @@ mod report;
 mod verdict;
 
 pub use bridge::Bridge;
+pub use dual::{DualOptions, DualPublisher, DualReceipt, Lead};
 pub use filter::{Filter, Rest};
 pub use map::{KeyFrom, Map};
 pub use progress::{Progress, Snapshot};
