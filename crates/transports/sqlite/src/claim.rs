@@ -50,7 +50,7 @@ const BEHIND: Lane = lane!("1");
 
 /// Leases messages whose ids follow each other. By the index of their lane SQLite would have to note them all first.
 const LEASE: &str = "UPDATE throughline_line NOT INDEXED SET state = 2, due = ?1, \
-                     receive_count = min(receive_count + 1, 4294967295) WHERE id BETWEEN ?2 AND ?3";
+                     receive_count = receive_count + (receive_count < 4294967295) WHERE id BETWEEN ?2 AND ?3";
 
 /// Where the envelope's columns begin.
 const AT: usize = 9;
@@ -65,7 +65,7 @@ const DUE: &str = "SELECT id, state, key FROM throughline_line WHERE queue = ?1 
 
 /// Ends a lease, or the wait for a retry.
 const WAKE_IN_PLACE: &str = "UPDATE throughline_line AS m SET \
-                   failed_attempts = min(failed_attempts + (state = 2), 4294967295), \
+                   failed_attempts = failed_attempts + (state = 2 AND failed_attempts < 4294967295), \
                    state = CASE WHEN key IS NULL OR NOT EXISTS (SELECT 1 FROM throughline_line e \
                      WHERE e.queue = m.queue AND e.key = m.key AND e.key IS NOT NULL AND e.state <= 3 \
                      AND e.place < m.place) THEN 0 ELSE 1 END WHERE id = ?1";

@@ -146,7 +146,7 @@ impl Store<'_> {
     fn retry(&mut self, queue: i64, token: Token, after: Duration, history: &Arc<History>) -> Result<bool> {
         const SQL: &str = concat!(
             "UPDATE throughline_line SET state = ?4, due = ?5, enqueued = ?5, place = coalesce(?6, place), \
-             history = ?7, failed_attempts = min(failed_attempts + 1, 4294967295) ",
+             history = ?7, failed_attempts = failed_attempts + (failed_attempts < 4294967295) ",
             ours!()
         );
         let (id, count, keyed) = of_token(token);
@@ -177,7 +177,7 @@ impl Store<'_> {
         const KEY: &str = concat!("SELECT key FROM throughline_line ", ours!());
         const MOVE: &str = "UPDATE throughline_line SET id = ?2, place = ?2, queue = ?3, state = ?4, enqueued = ?5, \
                             due = ?5, receive_count = 0, history = ?6, \
-                            failed_attempts = coalesce(?9, min(failed_attempts + 1, 4294967295)), \
+                            failed_attempts = coalesce(?9, failed_attempts + (failed_attempts < 4294967295)), \
                             dead_letter_source = ?7, dead_letter_reason = ?8 WHERE id = ?1";
         let (id, count, _) = of_token(token);
         let now = self.now.as_millis();

@@ -266,7 +266,9 @@ impl Writer {
     }
 
     fn attempt(&mut self, work: impl FnOnce(&mut Store<'_>) -> Result<()>) -> Attempt {
-        if let Err(error) = self.connection.execute_batch("BEGIN IMMEDIATE") {
+        // Prepared once, as all others: for a message alone, parsing these would be a good part of its cost.
+        let run = |sql: &str| self.connection.prepare_cached(sql)?.execute([]).map(drop);
+        if let Err(error) = run("BEGIN IMMEDIATE") {
             return if error::is_busy(&error) {
                 Attempt::Busy
             } else {
@@ -276,11 +278,11 @@ impl Writer {
         let mut store = Store::new(&self.connection, &self.path);
         let done = work(&mut store).and_then(|()| store.flush());
         let (woken, deleted) = (std::mem::take(&mut store.woken), std::mem::take(&mut store.deleted));
-        let committed = done.and_then(|()| self.connection.execute_batch("COMMIT").map_err(error::commit));
+        let committed = done.and_then(|()| run("COMMIT").map_err(error::commit));
         if let Err(error) = committed {
             // Where SQLite has rolled back by itself there is nothing left to do.
             if !self.connection.is_autocommit() {
-                let _ = self.connection.execute_batch("ROLLBACK");
+                let _ = run("ROLLBACK");
             }
             return Attempt::Failed(error);
         }
