@@ -68,15 +68,16 @@ impl Place {
         Ok(Self { bus, dead_letters, is_ours })
     }
 
-    /// Deletes what was made, and closes.
+    /// Deletes what was made, and closes: all of it, whatever fails on the way. The first error is told.
     pub(crate) async fn leave(self) -> Result<()> {
+        let mut left = Ok(());
         for bus in [Some(self.bus), self.dead_letters].into_iter().flatten() {
             if self.is_ours {
-                bus.delete("").await?;
+                left = left.and(bus.delete("").await.map(drop));
             }
-            bus.close().await?;
+            left = left.and(bus.close().await);
         }
-        Ok(())
+        Ok(left?)
     }
 }
 

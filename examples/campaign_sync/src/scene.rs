@@ -60,7 +60,8 @@ impl Scene {
         match Place::for_events(events).await {
             Ok(events) => Ok(Self { events, jobs, database, _folder: folder }),
             Err(error) => {
-                jobs.leave().await?;
+                // The first error is the one to tell.
+                let _ = jobs.leave().await;
                 Err(error)
             }
         }
