@@ -76,12 +76,9 @@ impl Context {
     fn revoke(&self, client: &Client, partitions: &TopicPartitionList) {
         let names: Vec<_> =
             partitions.elements().iter().map(|e| (e.topic().to_owned(), e.partition())).collect();
-        let (epochs, phase) = {
-            let state = self.shared.state();
-            (state.epochs_of(&names), state.phase)
-        };
-        // All was stored before closing.
-        if phase < Phase::Closing && !client.assignment_lost() {
+        let epochs = self.shared.state().epochs_of(&names);
+        if !client.assignment_lost() {
+            // At once where the consumer closes.
             self.shared.drain(&epochs, self.drain);
             store(&self.shared, client, Some(&epochs));
         }
