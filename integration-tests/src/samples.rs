@@ -7,6 +7,9 @@ use throughline::{Envelope, HeaderValue};
 /// The trace that every sample belongs to.
 pub const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
+/// What is said of a key whose messages came in another order.
+pub const OUT_OF_ORDER: &str = "out of order";
+
 /// Messages of one key, which must stay in order.
 const IN_ORDER: usize = 5;
 
@@ -102,7 +105,7 @@ pub fn differences(sent: &[Sample], came: &[Envelope]) -> BTreeMap<&'static str,
         let sent: Vec<_> = sent.iter().map(|sample| &sample.envelope).filter(of_key).map(|e| &e.id).collect();
         let came: Vec<_> = came.iter().filter(of_key).map(|e| &e.id).collect();
         if came.len() == sent.len() && came != sent {
-            note("keys in order", "out of order".to_owned());
+            note("keys in order", OUT_OF_ORDER.to_owned());
         }
     }
     found

@@ -103,7 +103,7 @@ impl Report {
         cases: Vec<CaseReport>,
     ) -> Self {
         let entries =
-            ledger::LEDGER.iter().filter(|entry| entry.transport == transport && entry.applies(like));
+            ledger::LEDGER.iter().filter(|entry| entry.is_of(transport, variant) && entry.applies(like));
         Self {
             transport: transport.to_owned(),
             variant: variant.map(str::to_owned),

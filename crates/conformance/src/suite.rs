@@ -188,7 +188,8 @@ impl Suite {
                 (outcome?, cx.notes())
             }
         };
-        let known = ledger::known(&self.transport, case.name, self.like().as_ref(), self.version.as_deref());
+        let (of, version) = ((&*self.transport, self.variant()), self.version.as_deref());
+        let known = ledger::known(of, case.name, self.like().as_ref(), version);
         let outcome = judge(known, outcome);
         let Case { name, area, proves, .. } = *case;
         Some(CaseReport { case: name, area, proves, outcome, notes, took: started.elapsed() })
@@ -244,7 +245,7 @@ mod tests {
     fn the_ledger_excuses_one_failure_and_no_pass() {
         let address: Address = "amqp://host/%2f".parse().unwrap();
         let at = |address, version| {
-            ledger::known("rabbitmq", "release_records_no_attempt", Some(address), version)
+            ledger::known(("rabbitmq", None), "release_records_no_attempt", Some(address), version)
         };
         let known = |version| at(&address, version);
         let failed = |why: &str| Outcome::Failed(why.to_owned());

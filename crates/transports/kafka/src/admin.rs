@@ -16,7 +16,8 @@ use crate::cluster::Cluster;
 use crate::config::{Destination, From, Wanted};
 use crate::connect::{Admin, Reader, blocking, not_found};
 use crate::error;
-use crate::message::{Blocks, receive};
+use crate::memory::Memory;
+use crate::message::receive;
 use crate::native::Record;
 
 /// The group that a browse without one reads as; nothing joins it, and nothing is committed for it.
@@ -293,7 +294,7 @@ fn read(reader: &Reader, destination: &Destination, spans: Vec<Span>, max: usize
     }
     reader.client.assign(&begin).map_err(error::map)?;
     let mut open = spans;
-    let (mut seen, mut blocks) = (Vec::new(), Blocks::default());
+    let (mut seen, mut memory) = (Vec::new(), Memory::default());
     // The last offset of a partition can be a transaction's marker, which is not delivered.
     let mut deadline = Instant::now() + reader.timeout;
     while seen.len() < max && !open.is_empty() && Instant::now() < deadline {
@@ -316,7 +317,7 @@ fn read(reader: &Reader, destination: &Destination, spans: Vec<Span>, max: usize
         if open.iter().any(|span| span.partition == partition && offset < span.to) {
             // Epoch 0: no consumer's, so that it cannot be settled.
             let (record, now) = (Record::of(&message), Timestamp::now());
-            seen.push(receive(record, topic.clone(), 0, now, &mut blocks).delivery);
+            seen.push(receive(record, topic.clone(), 0, now, &mut memory).delivery);
         }
         open.retain(|span| span.partition != partition || offset + 1 < span.to);
     }

@@ -105,14 +105,10 @@ impl Consumer {
         state: &mut State,
         token: &Token,
         settlement: &Settlement,
-        settled: &mut Vec<Delivery>,
     ) -> Result<Option<Leaving>> {
         let keep_order = self.shared.keep_order;
         match settlement {
-            Settlement::Ack => state.settle(token, keep_order).map(|delivery| {
-                settled.push(delivery);
-                None
-            }),
+            Settlement::Ack => state.settle(token, keep_order).map(|()| None),
             Settlement::Release => state.release(token, keep_order).map(|()| None),
             Settlement::Retry { after, history } => {
                 let entry = state.entry(token)?;
@@ -139,7 +135,7 @@ impl Consumer {
         let mut state = self.shared.state();
         let keep_order = self.shared.keep_order;
         let settled = leaving.iter().zip(answers).map(|(leaving, answer)| match answer {
-            Ok(()) => state.settle(&leaving.delivery.token, keep_order).map(drop),
+            Ok(()) => state.settle(&leaving.delivery.token, keep_order),
             Err(error) => state.entry(&leaving.delivery.token).and(Err(error)),
         });
         let settled = settled.collect();
@@ -157,10 +153,13 @@ fn client(cluster: &Cluster, group: &str, destination: &Destination, shared: Arc
         ("topic.metadata.propagation.max.ms", "5000"),
         // A deletion is told also where no partition is ours. The default is 5 minutes.
         ("topic.metadata.refresh.interval.ms", "10000"),
+        // Where enough is fetched ahead, librdkafka looks again after so long; its default is 1 s, in which a quick consumer runs
+        // out of all that it allows (64 MiB, 100,000 messages).
+        ("fetch.queue.backoff.ms", "20"),
         ("partition.assignment.strategy", "cooperative-sticky"),
     ];
     let config = cluster.client(
-        if is_classic { &defaults } else { &defaults[..2] },
+        if is_classic { &defaults } else { &defaults[..3] },
         &[
             ("group.id", group),
             ("auto.offset.reset", destination.from.property()),
@@ -216,18 +215,15 @@ impl driver::Consumer for Consumer {
     async fn settle(&self, batch: &[(Token, Settlement)]) -> Vec<Result<()>> {
         let mut results = Vec::with_capacity(batch.len());
         let mut leaving = Vec::new();
-        // Dropped when the polling thread is not kept waiting by it.
-        let mut settled = Vec::with_capacity(batch.len());
         {
             let mut state = self.shared.state();
             for (at, (token, settlement)) in batch.iter().enumerate() {
-                results.push(self.settle_here(&mut state, token, settlement, &mut settled).map(|onward| {
+                results.push(self.settle_here(&mut state, token, settlement).map(|onward| {
                     leaving.extend(onward.map(|onward| (at, onward)));
                 }));
             }
             self.shared.tell(&state);
         }
-        drop(settled);
         let (places, leaving): (Vec<usize>, Vec<_>) = leaving.into_iter().unzip();
         if !leaving.is_empty() {
             for (at, outcome) in places.into_iter().zip(self.send_on(leaving).await) {

@@ -80,7 +80,9 @@ impl Wire {
     fn decoded(&self, stamp: Stamp) -> Decoded {
         let (key, payload) = (self.key.clone(), self.payload.clone());
         let record = Record { topic: "t", partition: 3, offset: 42, key, payload, stamp };
-        decode(record, |each| self.headers.iter().for_each(|(name, value)| each(name, value.as_deref())))
+        decode(record, Default::default(), |each| {
+            self.headers.iter().for_each(|(name, value)| each(name, value.as_deref()));
+        })
     }
 
     /// What one hop writes, and the record's timestamp.

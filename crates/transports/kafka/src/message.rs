@@ -4,13 +4,14 @@ use std::any::Any;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use opentelemetry::KeyValue;
 use rdkafka::Timestamp as Stamp;
 use throughline_core::driver::{self, Native, Token};
 use throughline_core::{HeaderValue, Timestamp};
 
 use crate::codec::{self, Decoded, Record};
+use crate::memory::Memory;
 use crate::native;
 
 /// The record behind a delivery: `delivery.native::<throughline_kafka::Message>()`.
@@ -101,48 +102,26 @@ pub(crate) struct Received {
     pub(crate) due: Option<Timestamp>,
 }
 
-/// Where the bytes of records are copied to: a block for several, because most of them come and go together, and an
-/// allocation that another thread gives back is dear.
-///
-/// Not librdkafka's own memory: a record holds on to the whole response that it came with, about 1 MiB, and to the client.
-#[derive(Default)]
-pub(crate) struct Blocks(BytesMut);
-
-/// How large a block is, in bytes: so much one small payload can hold on to.
-const BLOCK: usize = 16 * 1024;
-
-impl Blocks {
-    fn copy(&mut self, bytes: &[u8]) -> Bytes {
-        if bytes.len() > BLOCK / 4 {
-            return Bytes::copy_from_slice(bytes);
-        }
-        if self.0.capacity() < bytes.len() {
-            self.0 = BytesMut::with_capacity(BLOCK);
-        }
-        self.0.extend_from_slice(bytes);
-        self.0.split().freeze()
-    }
-}
-
 /// Takes a record apart. `epoch` is that of its partition, `topic` the name of it, shared.
 pub(crate) fn receive(
     record: native::Record<'_>,
     topic: Arc<str>,
     epoch: u64,
     now: Timestamp,
-    blocks: &mut Blocks,
+    memory: &mut Memory,
 ) -> Received {
+    let (mut place, strings) = memory.envelope();
     let (partition, offset, stamp) = (record.partition(), record.offset(), record.stamp());
     let content = Record {
         topic: &topic,
         partition,
         offset,
-        key: record.key().map(|key| blocks.copy(key)),
-        payload: record.payload().map(|payload| blocks.copy(payload)),
+        key: record.key().map(|key| memory.copy(key)),
+        payload: record.payload().map(|payload| memory.copy(payload)),
         stamp,
     };
     let Decoded { envelope, failed_attempts, history, enqueued, due, dead_letter } =
-        codec::decode(content, |each| record.each_header(each));
+        codec::decode(content, strings, |each| record.each_header(each));
     let is_dead_letter = !dead_letter.is_empty();
     let native = Message {
         partition,
@@ -153,7 +132,11 @@ pub(crate) fn receive(
         dead_letter,
         topic,
     };
-    let mut delivery = driver::Delivery::new(Arc::new(envelope), token(epoch, offset));
+    match Arc::get_mut(&mut place) {
+        Some(place) => *place = envelope,
+        None => place = Arc::new(envelope),
+    }
+    let mut delivery = driver::Delivery::new(place, token(epoch, offset));
     delivery.failed_attempts = failed_attempts;
     delivery.history = history;
     delivery.is_dead_letter = is_dead_letter;

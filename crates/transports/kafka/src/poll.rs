@@ -20,7 +20,8 @@ use crate::acked::Acked;
 use crate::config::Destination;
 use crate::connect::{Events, not_found};
 use crate::error;
-use crate::message::{Blocks, Received, receive};
+use crate::memory::Memory;
+use crate::message::{Received, receive};
 use crate::native::{self, Record, Records};
 use crate::partition::{Partition, Position};
 use crate::state::{Phase, Shared, State};
@@ -76,12 +77,9 @@ impl Context {
     fn revoke(&self, client: &Client, partitions: &TopicPartitionList) {
         let names: Vec<_> =
             partitions.elements().iter().map(|e| (e.topic().to_owned(), e.partition())).collect();
-        let (epochs, phase) = {
-            let state = self.shared.state();
-            (state.epochs_of(&names), state.phase)
-        };
-        // All was stored before closing.
-        if phase < Phase::Closing && !client.assignment_lost() {
+        let epochs = self.shared.state().epochs_of(&names);
+        if !client.assignment_lost() {
+            // At once where the consumer closes.
             self.shared.drain(&epochs, self.drain);
             store(&self.shared, client, Some(&epochs));
         }
@@ -215,7 +213,7 @@ pub(crate) fn run(shared: &Shared, client: Client, destination: &Destination) {
     let mut committer = Committer { last: Instant::now(), interval: destination.commit_interval };
     let mut is_full = false;
     let mut has_left = false;
-    let mut blocks = Blocks::default();
+    let mut memory = Memory::default();
     let Some(records) = Records::new(client.client()).map(Arc::new) else {
         return shared.end(Error::new(ErrorKind::Internal, "librdkafka has no memory for a queue"));
     };
@@ -227,8 +225,9 @@ pub(crate) fn run(shared: &Shared, client: Client, destination: &Destination) {
         if shared.state().phase == Phase::Closing {
             break;
         }
+        memory.take_back(shared.take_settled());
         pause_and_resume(shared, &client, is_full);
-        take_in(shared, &client, &records, destination, &mut blocks);
+        take_in(shared, &client, &records, destination, &mut memory);
         committer.run(shared, &client);
         // A group gives partitions to its members only, and all or none are ours.
         if !has_left && shared.is_done() {
@@ -248,7 +247,7 @@ fn take_in(
     client: &Client,
     records: &Records,
     destination: &Destination,
-    blocks: &mut Blocks,
+    memory: &mut Memory,
 ) {
     let told = |error| {
         if let Some(end) = fatal(error, client, destination) {
@@ -266,7 +265,7 @@ fn take_in(
             runs.push((epoch, Vec::with_capacity(BATCH)));
         }
         if let (Some((_, _, topic)), Some((epoch, run))) = (known, runs.last_mut()) {
-            run.push(receive(record, topic.clone(), *epoch, now, blocks));
+            run.push(receive(record, topic.clone(), *epoch, now, memory));
         }
     };
     // Rebalances, errors, what became of commits: all but the records, whose queue is their own. A record that came by this one

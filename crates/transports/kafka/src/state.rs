@@ -43,6 +43,8 @@ pub(crate) struct State {
     /// What may be handed out, in order: epoch and offset.
     ready: VecDeque<(u64, i64)>,
     ready_bytes: usize,
+    /// Settled: the polling thread takes it back before it takes more in.
+    pub(crate) settled: Vec<Delivery>,
     epochs: u64,
     pub(crate) phase: Phase,
     /// What ended it.
@@ -182,6 +184,11 @@ impl Shared {
         (out, due)
     }
 
+    /// What was settled since.
+    pub(crate) fn take_settled(&self) -> Vec<Delivery> {
+        std::mem::take(&mut self.state().settled)
+    }
+
     /// Goes on to a later phase; says whether it did.
     pub(crate) fn advance(&self, to: Phase) -> bool {
         let mut state = self.state();
@@ -317,22 +324,22 @@ impl State {
         partition.and_then(|partition| partition.get_mut(offset(token))).ok_or_else(stale)
     }
 
-    /// Settles a delivery for good: what waited for it may go. Gives it back, to be dropped when the lock is not held.
-    pub(crate) fn settle(&mut self, token: &Token, keep_order: bool) -> Result<Delivery> {
+    /// Settles a delivery for good: what waited for it may go.
+    pub(crate) fn settle(&mut self, token: &Token, keep_order: bool) -> Result<()> {
         let partition = self.partitions.get_mut(&token.epoch).ok_or_else(stale)?;
         let at = offset(token);
         let entry = partition.settle(at).ok_or_else(stale)?;
-        if partition.gate.is_empty() {
-            return Ok(entry.delivery);
+        if !partition.gate.is_empty() {
+            let turn = Partition::turn(&entry, at, keep_order);
+            let mut freed = partition.gate.settled(&turn, token.tag);
+            if let crate::partition::Turn::Key(_) = turn {
+                // Held alone because it was delayed.
+                freed.extend(partition.gate.settled(&crate::partition::Turn::Alone(at), token.tag));
+            }
+            self.requeue(token.epoch, freed.into_iter().map(u64::cast_signed));
         }
-        let turn = Partition::turn(&entry, at, keep_order);
-        let mut freed = partition.gate.settled(&turn, token.tag);
-        if let crate::partition::Turn::Key(_) = turn {
-            // Held alone because it was delayed.
-            freed.extend(partition.gate.settled(&crate::partition::Turn::Alone(at), token.tag));
-        }
-        self.requeue(token.epoch, freed.into_iter().map(u64::cast_signed));
-        Ok(entry.delivery)
+        self.settled.push(entry.delivery);
+        Ok(())
     }
 
     /// Makes a delivery available again at once.

@@ -1,25 +1,74 @@
-//! The public suite. One case by name: `cargo test -p throughline-kafka --test conformance -- NAME`.
+//! The public suite, on a real Apache Kafka and on librdkafka's MockCluster; the report says which it was. One case by name:
+//! `cargo test -p throughline-kafka --test conformance -- NAME`.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use futures_util::FutureExt;
 use rdkafka::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
-use throughline_conformance::{Registered, libtest};
+use throughline_conformance::{Harness, Registered, Settings, libtest};
+use throughline_core::driver::{Sibling, Transport};
 use throughline_core::{Address, Error, ErrorKind, Result};
 use throughline_kafka::{REGISTRATION, rdkafka};
 
+use self::mock::{Mock, Mocked};
+
+#[path = "conformance/mock.rs"]
+mod mock;
+
 fn main() -> ExitCode {
-    let Some(url) = throughline_testkit::endpoint::broker("kafka", "conformance of kafka") else {
-        return ExitCode::SUCCESS;
-    };
-    libtest::main(url.parse().and_then(|base: Address| {
+    let real = throughline_testkit::endpoint::broker("kafka", "conformance of kafka on a real Apache Kafka");
+    let real = real.map(|url| (url.parse().and_then(Kafka::real), Settings::default()));
+    // The tables tell of Apache Kafka.
+    let mock = (Kafka::mock(), Settings { reported: false, ..Settings::default() });
+    libtest::all(real.into_iter().chain([mock]))
+}
+
+struct Kafka {
+    inner: Registered,
+    mock: Option<Arc<Mock>>,
+}
+
+impl Kafka {
+    fn real(base: Address) -> Result<Self> {
         let brokers = base.authority().unwrap_or_default().to_owned();
-        let harness = Registered::new(&REGISTRATION, base)?;
-        Ok(harness.with_foreign(move |to| put_foreign(brokers.clone(), to).boxed()))
-    }))
+        let inner = Registered::new(&REGISTRATION, base)?;
+        let inner = inner.with_foreign(move |to| put_foreign(brokers.clone(), to).boxed());
+        Ok(Self { inner, mock: None })
+    }
+
+    fn mock() -> Result<Self> {
+        let mock = Mock::start()?;
+        let real = Self::real(format!("kafka://{}/?{}", mock.servers, mock::OPTIONS).parse()?)?;
+        Ok(Self { inner: real.inner.variant("MockCluster"), mock: Some(Arc::new(mock)) })
+    }
+}
+
+#[async_trait]
+impl Harness for Kafka {
+    async fn connect(&self) -> Result<Arc<dyn Transport>> {
+        let transport = self.inner.connect().await?;
+        Ok(match &self.mock {
+            Some(mock) => Arc::new(Mocked { transport, mock: mock.clone() }),
+            None => transport,
+        })
+    }
+
+    fn address(&self, sibling: &Sibling<'_>) -> Option<Address> {
+        self.inner.address(sibling)
+    }
+
+    fn variant(&self) -> Option<&str> {
+        Harness::variant(&self.inner)
+    }
+
+    async fn put_foreign(&self, to: &Address) -> Result<bool> {
+        self.inner.put_foreign(to).await
+    }
 }
 
 /// A record that another client has sent, with what we read in headers of broken forms.

@@ -37,14 +37,16 @@ pub(crate) struct Decoded {
 }
 
 /// Takes a record apart. Never fails: what is not as we write it is an ordinary header. `headers` calls its argument with
-/// each header, in order.
+/// each header, in order. `spare` are two empty strings that may have room.
 pub(crate) fn decode(
     record: Record<'_>,
+    spare: [String; 2],
     headers: impl FnOnce(&mut dyn FnMut(&[u8], Option<&[u8]>)),
 ) -> Decoded {
-    let mut envelope = Envelope::foreign(String::new(), record.payload);
+    let [id, message_type] = spare;
+    let mut envelope = Envelope::foreign(id, record.payload);
     envelope.ordering_key = record.key;
-    let mut own = Own::default();
+    let mut own = Own { message_type, ..Own::default() };
     let mut user: Vec<(String, HeaderValue)> = Vec::new();
     headers(&mut |name, value| {
         let Ok(name) = std::str::from_utf8(name) else {
@@ -107,6 +109,8 @@ pub(crate) fn decode(
 /// What our own headers say.
 #[derive(Default)]
 struct Own {
+    /// Room for the type.
+    message_type: String,
     binary: Vec<usize>,
     packed: Option<Packed>,
     /// Of the envelope, where the record's timestamp is not it.
@@ -129,7 +133,11 @@ impl Own {
         let number = || text.parse::<i64>().ok();
         match name {
             ID if envelope.id.is_empty() && !text.is_empty() => text.clone_into(&mut envelope.id),
-            TYPE => put(&mut envelope.message_type, text.to_owned())?,
+            TYPE if envelope.message_type.is_none() => {
+                let mut message_type = std::mem::take(&mut self.message_type);
+                text.clone_into(&mut message_type);
+                envelope.message_type = Some(message_type);
+            }
             SOURCE => put(&mut envelope.source, text.to_owned())?,
             CONTENT_TYPE => put(&mut envelope.content_type, text.to_owned())?,
             CONTENT_ENCODING => put(&mut envelope.content_encoding, text.to_owned())?,

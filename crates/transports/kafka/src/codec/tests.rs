@@ -35,7 +35,9 @@ fn hop() -> Hop<'static> {
 fn decode_list(key: Option<&[u8]>, payload: Option<&[u8]>, stamp: Stamp, list: &List) -> Decoded {
     let (key, payload) = (key.map(Bytes::copy_from_slice), payload.map(Bytes::copy_from_slice));
     let record = Record { topic: "t", partition: 3, offset: 42, key, payload, stamp };
-    decode(record, |each| list.0.iter().for_each(|(name, value)| each(name, value.as_deref())))
+    decode(record, Default::default(), |each| {
+        list.0.iter().for_each(|(name, value)| each(name, value.as_deref()));
+    })
 }
 
 fn round_trip(envelope: &Envelope, hop: &Hop<'_>) -> Decoded {
