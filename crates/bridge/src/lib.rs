@@ -53,19 +53,26 @@
 //! that can be at most (`killed_in_flight`).
 
 mod bridge;
+mod compare;
 mod copy;
+mod dry;
 mod filter;
 mod identity;
 mod lanes;
 mod ledger;
 mod map;
 mod pace;
+mod plan;
+mod probe;
 mod progress;
 mod report;
 mod verdict;
 
 pub use bridge::Bridge;
+pub use dry::DryRun;
 pub use filter::{Filter, Rest};
 pub use map::{KeyFrom, Map};
+pub use plan::{Fate, Plan, Step};
+pub use probe::{Probe, ProbeOutcome, Probed};
 pub use progress::{Progress, Snapshot};
 pub use report::{End, Rejected, Report, Totals};
