@@ -262,3 +262,23 @@ fn what_is_ours_by_name_and_cannot_be_read_is_delivered_and_told() {
     assert_eq!(decoded.undecodable.as_deref(), Some(body));
     assert_eq!(decoded.envelope.payload.as_deref(), Some(&b"?"[..]));
 }
+
+#[test]
+fn the_capability_table_says_where_things_are() {
+    use throughline_core::carriage::{SQS, SQS_FIFO};
+    let wire = |envelope: &Envelope, grouped: bool| {
+        let encoded = encode(envelope, &Hop { grouped, ..Hop::default() });
+        let text = |attribute: Attribute| match attribute.value {
+            AttributeValue::Text(text) => (attribute.name, text),
+            AttributeValue::Binary(_) => (attribute.name, String::new()),
+        };
+        let mut wire: Vec<_> = encoded.attributes.into_iter().map(text).collect();
+        if grouped {
+            let group = group::of(envelope.ordering_key.as_deref(), OperationId(1));
+            wire.push(("MessageGroupId".to_owned(), group));
+        }
+        wire
+    };
+    throughline_testkit::carriage::check(&SQS, |envelope| wire(envelope, false));
+    throughline_testkit::carriage::check(&SQS_FIFO, |envelope| wire(envelope, true));
+}

@@ -101,12 +101,12 @@ impl Default for Settings {
 #[must_use = "run it"]
 #[derive(Clone)]
 pub struct Bridge {
-    from: Bus,
-    to: Bus,
+    pub(crate) from: Bus,
+    pub(crate) to: Bus,
     reject: Option<Bus>,
     ledger: Option<PathBuf>,
     progress: Progress,
-    settings: Settings,
+    pub(crate) settings: Settings,
 }
 
 impl Bridge {
@@ -308,7 +308,7 @@ impl Bridge {
         }
     }
 
-    fn publish_options(&self) -> PublishOptions {
+    pub(crate) fn publish_options(&self) -> PublishOptions {
         // Where either end knows no order, there is none to keep, and waiting for each message of a key would keep nothing.
         let is_ordered = [&self.from, &self.to].iter().all(|bus| bus.capabilities().order != Level::No);
         PublishOptions {

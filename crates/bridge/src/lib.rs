@@ -53,7 +53,9 @@
 //! that can be at most (`killed_in_flight`).
 
 mod bridge;
+mod compare;
 mod copy;
+mod dry;
 mod dual;
 mod filter;
 mod identity;
@@ -61,13 +63,18 @@ mod lanes;
 mod ledger;
 mod map;
 mod pace;
+mod plan;
+mod probe;
 mod progress;
 mod report;
 mod verdict;
 
 pub use bridge::Bridge;
+pub use dry::DryRun;
 pub use dual::{DualOptions, DualPublisher, DualReceipt, Lead};
 pub use filter::{Filter, Rest};
 pub use map::{KeyFrom, Map};
+pub use plan::{Fate, Plan, Step};
+pub use probe::{Probe, ProbeOutcome, Probed};
 pub use progress::{Progress, Snapshot};
 pub use report::{End, Rejected, Report, Totals};

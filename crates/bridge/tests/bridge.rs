@@ -181,3 +181,35 @@ async fn what_cannot_work_is_told_before_anything_is_moved() {
     assert!(error.kind() == ErrorKind::Conflict && error.to_string().contains("of its own"), "{error}");
     assert_eq!(held(&from).await.len(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_tells_and_moves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (from, to) = (memory("dry", "").await, sqlite(folder.path(), "dry.db").await);
+    let of = |name: &str, size| Envelope::builder(name).payload(vec![b'x'; size]).build();
+    publish(&from, vec![of("a", 1), of("a", 17 << 20), of("b", 1)]).await;
+    let bridge = Bridge::new(&from, &to).filter(Filter::default().message_type("a"));
+    let found = bridge.dry_run(NonZeroUsize::new(10).unwrap()).await.unwrap();
+    assert_eq!((found.looked_at, found.would_move, found.would_leave), (3, 1, 1), "{found:?}");
+    assert_eq!(found.would_reject[0].class, "limit_exceeded");
+    assert!(!found.may_be_more && !found.disturbed);
+    assert!(bridge.dry_run(NonZeroUsize::MIN).await.unwrap().may_be_more);
+    assert_eq!((held(&from).await.len(), held(&to).await.len()), (3, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_probe_shows_what_comes_out_and_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let (from, to) = (memory("probed", "").await, sqlite(folder.path(), "probed.db").await);
+    let probe = throughline_bridge::Probe::run(&from, &to).await.unwrap();
+    assert!(probe.is_clean() && probe.left_behind.is_empty(), "{probe:?}");
+    let changed: Vec<_> = probe
+        .messages
+        .iter()
+        .filter(|probed| probed.outcome != throughline_bridge::ProbeOutcome::Same)
+        .collect();
+    assert!(changed.is_empty() && probe.messages.len() > 20, "{changed:?}");
+    let plan = throughline_bridge::Plan::between(&from, &to).await.unwrap();
+    assert!(plan.may_refuse(), "SQLite has a limit, memory has none");
+    assert!(!throughline_bridge::Plan::between(&to, &from).await.unwrap().may_refuse());
+}

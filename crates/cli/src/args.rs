@@ -34,7 +34,8 @@ Exit codes:
   2    usage: a wrong argument, address, file or message; nothing was sent
   3    the queue, exchange or virtual host does not exist, or the message that `dlq show` was asked for
   4    the credentials were refused, or do not allow this
-  5    the bridge did all that was asked for, and the sink refused some messages, which are at the reject address
+  5    the bridge did all that was asked for, and the sink refused some messages, which are at the reject address;
+       `explain` or `bridge --dry-run` found that it would refuse some
   130  interrupted before the work was done (`publish`, `demo`, `conform`), or asked twice to stop
 
 Environment:
@@ -92,6 +93,28 @@ pub(crate) enum Command {
     /// TO refuses goes to --reject with the reason, or stops the bridge with the message named; it is never lost. The same
     /// command again goes on after a kill. Ctrl-C finishes what is on its way; a second one ends at once.
     Bridge(Box<BridgeArgs>),
+    /// Tell what a bridge between two addresses would do, before anything is sent
+    ///
+    /// Each field of a message, each kind of payload and class of headers: kept, renamed, encoded, spilled, emulated, without
+    /// effect or refused; the limits, and what becomes of order, expiry and duplicates. Exit code 5 when TO refuses
+    /// something that FROM can hold.
+    Explain(ExplainArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ExplainArgs {
+    /// Where from
+    pub(crate) from: String,
+    /// Where to
+    pub(crate) to: String,
+    /// Send messages with awkward headers through the real pair, between queues that are made beside both and deleted
+    /// again, and show what came out
+    #[arg(long)]
+    pub(crate) probe: bool,
+    /// One JSON object: from, to, source, sink, parts, limits and behaviour (what, fate, detail), unchecked; and probe
+    /// (messages: what, outcome, parts or reason; left_behind)
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -135,9 +158,16 @@ pub(crate) struct BridgeArgs {
     /// Give up when TO takes nothing for that long; by default the bridge waits for it
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) patience: Option<Duration>,
+    /// Only tell what would become of the messages that are there; nothing is moved
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Look at so many at most, with --dry-run
+    #[arg(long, value_name = "N", default_value = "1000", requires = "dry_run")]
+    pub(crate) look_at: NonZeroUsize,
     /// The report as one JSON object
     ///
-    /// from, to, reject, began, seconds, end (reason: empty, max, stopped, refused, full, starved or failed; with
+    /// With --dry-run: looked_at, may_be_more, would_move, would_reject (as rejected below), would_leave, would_skip and
+    /// disturbed. Else: from, to, reject, began, seconds, end (reason: empty, max, stopped, refused, full, starved or failed; with
     /// approximate, id, message_type, ready or error), totals and earlier (moved, bytes, rejected, skipped, already_moved,
     /// copies, sent_again, deduplicated), earlier_runs, killed_runs, killed_in_flight, left, expired, unacked, depth,
     /// rejected (at, id, message_type, class, reason) and warnings.

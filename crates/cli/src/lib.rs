@@ -1,6 +1,6 @@
-//! The `throughline` command: `publish`, `consume`, `create`, `delete`, `doctor`, `dlq`, `bridge` and `conform` on any
-//! transport, and a `demo` that needs no broker. `throughline --help` documents the exit codes. A library only so that its parsers can be fuzzed: the
-//! command is [`main`].
+//! The `throughline` command: `publish`, `consume`, `create`, `delete`, `doctor`, `dlq`, `bridge`, `explain` and `conform` on
+//! any transport, and a `demo` that needs no broker. `throughline --help` documents the exit codes. A library only so that its
+//! parsers can be fuzzed: the command is [`main`].
 
 mod admin;
 mod args;
@@ -11,6 +11,7 @@ mod consume;
 mod demo;
 mod dlq;
 mod doctor;
+mod explain;
 mod failure;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
@@ -74,6 +75,7 @@ fn run(args: Args, console: &Console) -> Result<Exit, Failure> {
                     Command::Doctor(options) => doctor::run(&options, stdout).await,
                     Command::Dlq(options) => dlq::run(&options, console, stdout).await,
                     Command::Bridge(options) => bridge::run(&options, console, stdout).await,
+                    Command::Explain(options) => explain::run(&options, stdout).await,
                     Command::Conform(options) => conform::run(&options, console, stdout).await,
                     Command::Demo(_) => Ok(Exit::Ok),
                 }

@@ -127,3 +127,19 @@ fn wait_for(file: &Path) {
         std::thread::sleep(Duration::from_millis(20));
     }
 }
+
+#[test]
+fn what_would_become_of_messages_is_told_and_nothing_is_moved() {
+    let files = Files::new();
+    files.fill("a.db", "1\n2\n", &["--type", "a"]);
+    let dry = files.bridge("a.db", "b.db", &["--dry-run", "--filter", "type=b"]);
+    assert!(dry.code == 0 && dry.stdout.contains("would leave     2"), "{dry:?}");
+    let (a, b) = (files.address("a.db"), files.address("b.db"));
+    let explained = run(&["explain", &a, &b, "--probe"]);
+    assert!(explained.code == 0 && explained.stdout.contains("ordering key"), "{explained:?}");
+    assert!(explained.stdout.contains("every field                       same"), "{explained:?}");
+    let json = run(&["explain", &a, &b, "--json"]);
+    let plan: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(plan["parts"][0]["fate"], "kept", "{json:?}");
+    assert_eq!(files.bodies("a.db"), ["1", "2"]);
+}

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::carriage::{self, Carriage};
 use crate::diagnosis::{optional_seconds, seconds};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -153,6 +154,9 @@ pub struct Capabilities {
     pub publish_calls: usize,
     /// Sizes and counts.
     pub limits: Limits,
+    /// Where each part of a message is on the wire.
+    #[serde(skip)]
+    pub carriage: &'static Carriage,
 }
 
 impl Capabilities {
@@ -278,6 +282,7 @@ pub const MEMORY: Capabilities = Capabilities {
     key_pipeline: KeyPipeline::Safe,
     publish_calls: 1,
     limits: Limits::NONE,
+    carriage: &carriage::MEMORY,
 };
 
 /// SQLite: one file, shared by the processes of a machine.
@@ -310,6 +315,7 @@ pub const SQLITE: Capabilities = Capabilities {
         batch_bytes: Some(4 * 1024 * 1024),
         delay: None,
     },
+    carriage: &carriage::SQLITE,
 };
 
 /// RabbitMQ, with quorum queues, over AMQP 0.9.1.
@@ -349,6 +355,7 @@ pub const RABBITMQ: Capabilities = Capabilities {
         // The highest tier of the delay queues.
         delay: Some(Duration::from_secs(24 * 60 * 60)),
     },
+    carriage: &carriage::RABBITMQ,
 };
 
 /// SQS, a standard queue. [`SQS_FIFO`] is what a FIFO queue has in its place.
@@ -389,6 +396,7 @@ pub const SQS: Capabilities = Capabilities {
         batch_bytes: Some(1_048_576),
         delay: Some(Duration::from_secs(15 * 60)),
     },
+    carriage: &carriage::SQS,
 };
 
 /// SQS, a FIFO queue: order within a message group, and deduplication for five minutes, but no delay of one message.
@@ -397,6 +405,7 @@ pub const SQS_FIFO: Capabilities = Capabilities {
     delay: Level::No,
     deduplication: Level::Native,
     limits: Limits { delay: None, ..SQS.limits },
+    carriage: &carriage::SQS_FIFO,
     ..SQS
 };
 
@@ -418,7 +427,8 @@ pub const SNS: Capabilities = Capabilities {
 };
 
 /// SNS, a FIFO topic with FIFO queues: order within a message group, and deduplication for five minutes.
-pub const SNS_FIFO: Capabilities = Capabilities { order: Level::Native, deduplication: Level::Native, ..SNS };
+pub const SNS_FIFO: Capabilities =
+    Capabilities { order: Level::Native, deduplication: Level::Native, carriage: &carriage::SQS_FIFO, ..SNS };
 
 /// EventBridge, consumed through a rule's target queue.
 pub const EVENTBRIDGE: Capabilities = Capabilities {
@@ -434,6 +444,7 @@ pub const EVENTBRIDGE: Capabilities = Capabilities {
         delay: None,
         ..SQS.limits
     },
+    carriage: &carriage::EVENTBRIDGE,
     ..SQS
 };
 
@@ -475,6 +486,7 @@ pub const KAFKA: Capabilities = Capabilities {
         batch_bytes: None,
         delay: None,
     },
+    carriage: &carriage::KAFKA,
 };
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ pub mod address;
 mod answer;
 mod batch;
 pub mod capabilities;
+pub mod carriage;
 pub mod codec;
 mod consumer;
 mod delivery;

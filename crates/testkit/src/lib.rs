@@ -5,6 +5,7 @@
 //! - [`mutant`]: a transport that is broken in exactly one way, to show that the conformance suite sees it.
 //! - [`proxy`]: a TCP proxy that can be cut.
 //! - [`aws_proxy`]: an HTTP proxy that injects AWS's own failures.
+//! - [`carriage`]: whether a codec puts things where the capability table says.
 //! - [`aws_raw`]: an AWS emulator without any client.
 //! - [`scripted`]: drivers that answer as a test says, for the portable layer's unit tests.
 //!
@@ -13,6 +14,7 @@
 
 pub mod aws_proxy;
 pub mod aws_raw;
+pub mod carriage;
 pub mod endpoint;
 pub mod mutant;
 pub mod proxy;

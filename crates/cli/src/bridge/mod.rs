@@ -5,6 +5,7 @@ mod show;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use throughline::Bus;
 use throughline_bridge::{Bridge, End, Filter, Map, Report, Rest};
 
 use crate::args::{BridgeArgs, RestArg};
@@ -30,18 +31,29 @@ pub(crate) async fn run(args: &BridgeArgs, console: &Console, paint: Paint) -> R
     if let Some(reject) = &reject {
         bridge = bridge.reject(reject);
     }
+    if args.dry_run {
+        let found = options(bridge, args).dry_run(args.look_at).await;
+        close([Some(&from), Some(&to), reject.as_ref()], console).await;
+        let found = found?;
+        output::print(&if args.json { json_line(&found)? } else { show::dry_run(&found, paint) })?;
+        return Ok(if found.would_reject.is_empty() { Exit::Ok } else { Exit::Rejected });
+    }
     let report = match with_ledger(options(bridge, args), args, console) {
         Ok(bridge) => watch(bridge, stop, console).await,
         Err(failure) => Err(failure),
     };
-    for bus in [Some(&from), Some(&to), reject.as_ref()].into_iter().flatten() {
+    close([Some(&from), Some(&to), reject.as_ref()], console).await;
+    let report = report?;
+    output::print(&if args.json { json_line(&report)? } else { show::report(&report, paint) })?;
+    end(&report)
+}
+
+async fn close(buses: [Option<&Bus>; 3], console: &Console) {
+    for bus in buses.into_iter().flatten() {
         if let Err(error) = bus.close().await {
             console.warn(&error.to_string());
         }
     }
-    let report = report?;
-    output::print(&if args.json { json_line(&report)? } else { show::report(&report, paint) })?;
-    end(&report)
 }
 
 fn options(mut bridge: Bridge, args: &BridgeArgs) -> Bridge {

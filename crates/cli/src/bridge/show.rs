@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-use throughline_bridge::{End, Report, Snapshot};
+use throughline_bridge::{DryRun, End, Rejected, Report, Snapshot};
 
 use crate::message::visible_line;
 use crate::output::{BOLD, DIM, GREEN, Paint, RED, YELLOW};
@@ -83,7 +83,7 @@ pub(super) fn report(report: &Report, paint: Paint) -> String {
     let rejected = grouped(totals.rejected);
     let to = report.reject.as_ref().filter(|_| totals.rejected > 0);
     row("rejected", to.map_or(rejected.clone(), |to| paint.apply(YELLOW, format!("{rejected}, to {to}"))));
-    for ((class, reason), (count, example)) in reasons(report) {
+    for ((class, reason), (count, example)) in reasons(&report.rejected) {
         row("", visible_line(&format!("{} × {class}: {reason} (such as {example})", grouped(count))));
     }
     for (label, count, what) in [
@@ -145,10 +145,40 @@ pub(super) fn report(report: &Report, paint: Paint) -> String {
     text
 }
 
+/// What a bridge would do with what is there.
+pub(super) fn dry_run(found: &DryRun, paint: Paint) -> String {
+    let more = if found.may_be_more { "; there may be more (--look-at)" } else { "" };
+    let mut text = format!("looked at {} messages{more}\n", grouped(found.looked_at));
+    let rejected = found.would_reject.len() as u64;
+    for (label, count) in [
+        ("would move", found.would_move),
+        ("would reject", rejected),
+        ("would leave", found.would_leave),
+        ("would skip", found.would_skip),
+    ] {
+        let shown = if label == "would reject" && count > 0 {
+            paint.apply(RED, grouped(count))
+        } else {
+            grouped(count)
+        };
+        let _ = writeln!(text, "  {label:<15} {shown}");
+    }
+    for ((class, reason), (count, example)) in reasons(&found.would_reject) {
+        let why = format!("{} × {class}: {reason} (such as {example})", grouped(count));
+        let _ = writeln!(text, "  {:<15} {}", "", visible_line(&why));
+    }
+    if found.disturbed {
+        text.push_str(
+            "  delivery counts have risen by the look: the broker shows messages only by giving them out\n",
+        );
+    }
+    text
+}
+
 /// By class and reason, how many, and one of them.
-fn reasons(report: &Report) -> BTreeMap<(&str, &str), (u64, &str)> {
+fn reasons(rejected: &[Rejected]) -> BTreeMap<(&str, &str), (u64, &str)> {
     let mut reasons = BTreeMap::new();
-    for rejected in &report.rejected {
+    for rejected in rejected {
         let key = (rejected.class.as_str(), rejected.reason.as_str());
         reasons.entry(key).or_insert((0, rejected.id.as_str())).0 += 1;
     }

@@ -232,3 +232,27 @@ fn counts_of_the_broker_are_read_and_are_no_headers() {
     assert_eq!(decoded.envelope.id_origin, IdOrigin::Synthetic);
     assert_eq!(decoded.enqueued, None);
 }
+
+#[test]
+fn the_capability_table_says_where_things_are() {
+    throughline_testkit::carriage::check(&throughline_core::carriage::RABBITMQ, |envelope| {
+        let (properties, _) = over_the_wire(&encode(envelope, &Hop::first()));
+        let of = |value: &Option<lapin::types::ShortString>| value.as_ref().map(ToString::to_string);
+        let own = [
+            ("message_id", of(properties.message_id())),
+            ("type", of(properties.kind())),
+            ("app_id", of(properties.app_id())),
+            ("content_type", of(properties.content_type())),
+            ("content_encoding", of(properties.content_encoding())),
+            ("correlation_id", of(properties.correlation_id())),
+            ("reply_to", of(properties.reply_to())),
+        ];
+        let own = own.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+        let headers = properties.headers().iter().flatten();
+        let headers = headers.map(|(name, value)| {
+            let value = crate::value::from_amqp(value);
+            (name.to_string(), value.as_str().unwrap_or_default().to_owned())
+        });
+        own.chain(headers).collect()
+    });
+}

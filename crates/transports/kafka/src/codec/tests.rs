@@ -237,3 +237,20 @@ fn a_dead_letter_is_read_in_three_dialects() {
         assert_eq!(read.as_deref(), style.map(|_| "http_503: no answer"));
     }
 }
+
+#[test]
+fn the_capability_table_says_where_things_are() {
+    throughline_testkit::carriage::check(&throughline_core::carriage::KAFKA, |envelope| {
+        let mut list = List::default();
+        encode(envelope, &hop(), &mut list);
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        let mut wire: Vec<_> = list
+            .0
+            .into_iter()
+            .map(|(name, value)| (text(name), value.map(text).unwrap_or_default()))
+            .collect();
+        let key = envelope.ordering_key.as_deref().map(<[u8]>::to_vec);
+        wire.extend(key.map(|key| ("key".to_owned(), text(key))));
+        wire
+    });
+}
