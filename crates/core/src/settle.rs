@@ -42,7 +42,7 @@ impl Op {
 
 /// Whether a settlement failed because the delivery is no longer ours.
 pub(crate) fn is_gone(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Stale | ErrorKind::Closed)
+    error.kind() == ErrorKind::Stale
 }
 
 /// The settlements that wait for the next call; bounded by the number of unsettled deliveries.

@@ -34,7 +34,7 @@ mod by_hand {
                 Err(_) => {
                     delivery
                         .retry(Duration::from_secs(5), Failure::new("http_503").dependency("ads-api"))
-                        .await?
+                        .await?;
                 }
             }
         }

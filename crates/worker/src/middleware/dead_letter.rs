@@ -50,7 +50,9 @@ pub(crate) async fn settle(
             }
             return Ok(Done::Yes);
         };
-        if is_late(&error) {
+        // Where it was sent to another place, it is that one's error.
+        let elsewhere = decision == Decision::Bury && shared.dead_letter.is_some();
+        if delivery.is_lease_lost() || (!elsewhere && is_late(&error)) {
             return Err(error);
         }
         if tries == 1 {

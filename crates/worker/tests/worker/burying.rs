@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::rig::{Rig, Seen, keyed, message, start, until};
 use throughline::driver::Delivery;
-use throughline::{Bus, ConsumeOptions, Publisher};
+use throughline::{Bus, ConsumeOptions, PublishOptions, Publisher};
 use throughline_worker::{HandlerError, Health, Job, Json, MemoryStore, Router, Worker};
 use uuid::Uuid;
 
@@ -81,6 +81,23 @@ async fn a_dead_letter_for_an_address_that_is_out_is_held_and_others_go_on() {
     let other = Bus::connect(format!("memory:{}?topic=dead", Uuid::now_v7())).await.unwrap();
     let publisher = other.publisher().await.unwrap();
     holds_until_there_is_a_place(&rig, Some(publisher), &other, "?topic=dead&queue=dead").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_for_a_publisher_that_was_closed_makes_no_loop() {
+    let rig = Rig::new().await;
+    let elsewhere = rig.bus.publisher_to("?queue=elsewhere", PublishOptions::default()).await.unwrap();
+    let seen = Seen::default();
+    let worker = worker(rig.consumer().await, &seen).dead_letter(elsewhere.clone());
+    let health = worker.health();
+    let running = start(worker);
+    elsewhere.close().await.unwrap();
+    rig.publish(message("a", "bad")).await;
+    until_held(&health).await;
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!((seen.len(), health.report().unsettled), (1, 0));
+    running.stop().await;
+    assert_eq!(rig.left().await, 1);
 }
 
 #[tokio::test(start_paused = true)]
