@@ -1,6 +1,6 @@
 //! Memory stays flat while messages pass through a real Kafka. A process of its own, because it measures the process.
 //!
-//! `THROUGHLINE_MESSAGES=1000000 cargo test -p throughline-integration-tests --test kafka_memory -- --nocapture` for more.
+//! `THROUGHLINE_MESSAGES=10000000 cargo test -p throughline-integration-tests --test kafka_memory -- --nocapture` for more.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 use std::time::Instant;
@@ -30,7 +30,7 @@ async fn memory_stays_flat_while_messages_pass() {
     }
     log();
     let messages: usize =
-        std::env::var("THROUGHLINE_MESSAGES").ok().and_then(|count| count.parse().ok()).unwrap_or(100_000);
+        std::env::var("THROUGHLINE_MESSAGES").ok().and_then(|count| count.parse().ok()).unwrap_or(1_000_000);
     let topic = unique(TEST);
     let bus = Bus::connect(format!("{url}/{topic}?group={topic}&partitions=3")).await.unwrap();
     bus.create("").await.unwrap();
