@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ use crate::ledger::Ledger;
 use crate::map::Map;
 use crate::progress::Progress;
 use crate::report::Report;
+use crate::verify;
 
 /// How the loop works.
 #[derive(Clone, Debug)]
@@ -33,6 +34,8 @@ pub(crate) struct Settings {
     pub(crate) in_flight_bytes: usize,
     pub(crate) lease: Duration,
     pub(crate) patience: Option<Duration>,
+    /// How many messages are read back at most.
+    pub(crate) verify: Option<NonZeroUsize>,
     /// How often it is looked whether something is due.
     pub(crate) tick: Duration,
     /// So long without a message, and the source may be empty.
@@ -62,6 +65,7 @@ impl Default for Settings {
             in_flight_bytes: 64 * 1024 * 1024,
             lease: ConsumeOptions::default().lease,
             patience: None,
+            verify: None,
             tick: Duration::from_millis(50),
             quiet: Duration::from_millis(500),
             looks: 3,
@@ -223,6 +227,18 @@ impl Bridge {
         self
     }
 
+    /// Reads the sink back at the end, at most so many messages, and compares them with what was sent: what is missing,
+    /// twice, changed, or out of order in its key. The report names the level of the evidence: where the sink shows
+    /// nothing, that is said. What is read is in memory at once, some hundred bytes and the message each; the ledger keeps
+    /// digests, some 150 bytes a message.
+    ///
+    /// It compares with all that this run has sent, and those before it with the same ledger that did not end in order. A
+    /// consumer at the sink meanwhile makes messages look missing.
+    pub fn verify(mut self, at_most: NonZeroUsize) -> Self {
+        self.settings.verify = Some(at_most);
+        self
+    }
+
     /// How far it is, while it runs.
     pub fn progress(&self) -> Progress {
         self.progress.clone()
@@ -265,6 +281,16 @@ impl Bridge {
         // Acks that were answered before they were made, and then failed.
         let is_acked = closed.as_ref().is_ok_and(|unmade| unmade.count == 0);
         note("the source", closed.map(drop));
+        let verification = match self.settings.verify {
+            Some(most) => match verify::verify(&self.to, sink.capabilities(), most, &ledger.writer()).await {
+                Ok(verification) => Some(verification),
+                Err(error) => {
+                    note("the verification", Err(error));
+                    None
+                }
+            },
+            None => None,
+        };
         note("the sink", sink.close().await);
         if let Some(reject) = reject {
             note("the reject address", reject.close().await);
@@ -292,6 +318,7 @@ impl Bridge {
             unacked: outcome.unacked,
             depth: outcome.depth,
             rejected,
+            verification,
             warnings,
         })
     }

@@ -324,7 +324,7 @@ impl<'a> Copy<'a> {
             }
         }
         if !sent.is_empty() {
-            self.tasks.spawn(job::settle(sent, self.writer.clone()));
+            self.tasks.spawn(job::settle(sent, self.writer.clone(), self.settings.verify.is_some()));
         }
         self.show();
     }

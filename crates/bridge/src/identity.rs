@@ -31,7 +31,7 @@ impl Identity {
         bytes.push(kind);
         // First, so that neighbours in the queue are neighbours in the ledger's index.
         bytes.extend_from_slice(name);
-        bytes.extend_from_slice(digest.get(..16).unwrap_or_default());
+        bytes.extend_from_slice(&digest);
         Self(bytes.into())
     }
 
@@ -46,14 +46,59 @@ pub(crate) fn may_come_again(delivery: &Delivery) -> bool {
     delivery.receive_count() != Some(1) || delivery.native_id().is_some()
 }
 
-/// SHA-256 over everything an envelope carries; headers count as in its equality: by name, each name's values in order.
-pub(crate) fn digest(envelope: &Envelope) -> [u8; 32] {
+/// Digests of the parts of a message: what is compared when it is read back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Parts {
+    /// Of the ordering key, where there is one.
+    pub(crate) key: Option<[u8; 16]>,
+    /// Of all other fields.
+    pub(crate) fields: [u8; 16],
+    /// As in the equality of headers: by name, each name's values in order.
+    pub(crate) headers: [u8; 16],
+    pub(crate) payload: [u8; 16],
+}
+
+impl Parts {
+    /// SHA-256, of which the first half is kept.
+    pub(crate) fn of(envelope: &Envelope) -> Self {
+        let digest = |part: fn(&Envelope, &mut Content)| {
+            let mut content = Content(Sha256::new());
+            part(envelope, &mut content);
+            content.half()
+        };
+        Self {
+            key: envelope.ordering_key.as_ref().map(|_| digest(key)),
+            fields: digest(fields),
+            headers: digest(headers),
+            payload: digest(payload),
+        }
+    }
+}
+
+/// SHA-256 over everything that an envelope carries, of which the first half is kept.
+fn digest(envelope: &Envelope) -> [u8; 16] {
     let mut content = Content(Sha256::new());
+    for part in [key, fields, headers, payload] {
+        part(envelope, &mut content);
+        // No field begins with it: it would be a length.
+        content.0.update([0xff; 8]);
+    }
+    content.half()
+}
+
+fn key(envelope: &Envelope, content: &mut Content) {
+    content.maybe(envelope.ordering_key.as_deref());
+}
+
+fn payload(envelope: &Envelope, content: &mut Content) {
+    content.maybe(envelope.payload.as_deref());
+}
+
+fn fields(envelope: &Envelope, content: &mut Content) {
     let Envelope {
         id,
         message_type,
         source,
-        ordering_key,
         time,
         content_type,
         content_encoding,
@@ -62,8 +107,6 @@ pub(crate) fn digest(envelope: &Envelope) -> [u8; 32] {
         expires_at,
         priority,
         idempotency_key,
-        headers,
-        payload,
         ..
     } = envelope;
     content.bytes(id.as_bytes());
@@ -72,12 +115,14 @@ pub(crate) fn digest(envelope: &Envelope) -> [u8; 32] {
     {
         content.maybe(text.as_ref().map(String::as_bytes));
     }
-    content.maybe(ordering_key.as_deref());
     for time in [time, expires_at] {
         content.maybe(time.map(|time| time.as_millis().to_be_bytes()).as_ref().map(|bytes| &bytes[..]));
     }
     content.maybe(priority.map(|priority| [priority]).as_ref().map(|bytes| &bytes[..]));
-    let mut sorted: Vec<_> = headers.iter().collect();
+}
+
+fn headers(envelope: &Envelope, content: &mut Content) {
+    let mut sorted: Vec<_> = envelope.headers.iter().collect();
     sorted.sort_by_key(|(name, _)| *name);
     for (name, value) in sorted {
         content.bytes(name.as_bytes());
@@ -91,15 +136,18 @@ pub(crate) fn digest(envelope: &Envelope) -> [u8; 32] {
             }
         }
     }
-    // After the headers, whose number is not told, comes what no header begins with.
-    content.0.update([0xff; 8]);
-    content.maybe(payload.as_deref());
-    content.0.finalize().into()
 }
 
 struct Content(Sha256);
 
 impl Content {
+    fn half(self) -> [u8; 16] {
+        let whole: [u8; 32] = self.0.finalize().into();
+        let mut half = [0; 16];
+        half.iter_mut().zip(whole).for_each(|(to, from)| *to = from);
+        half
+    }
+
     /// With its length before it, so that no two sequences of fields are the same bytes.
     fn bytes(&mut self, bytes: &[u8]) {
         self.0.update((bytes.len() as u64).to_be_bytes());

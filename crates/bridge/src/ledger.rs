@@ -4,6 +4,7 @@
 //! a power failure may undo the last of it, which makes duplicates and loses nothing, since the source has the messages
 //! still or the sink has them already.
 
+mod compare;
 mod file;
 
 use std::fmt;
@@ -15,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::identity::Identity;
 use crate::report::{Rejected, Totals};
+use crate::verify::{Found, Sent};
 use file::{File, RunId};
 
 /// So many commands may wait; more than there are tasks to give any.
@@ -25,6 +27,8 @@ pub(crate) struct Entry {
     pub(crate) identity: Option<Identity>,
     /// Why, if it went to the reject address.
     pub(crate) rejected: Option<Rejected>,
+    /// What it is like in the sink, if that is to be compared.
+    pub(crate) sent: Option<Sent>,
 }
 
 /// What the ledger knew when it was opened.
@@ -44,6 +48,10 @@ enum Command {
     Note(Vec<Entry>, Totals, oneshot::Sender<Result<u64>>),
     /// Which of these were moved before.
     Known(Vec<Identity>, oneshot::Sender<Result<Vec<bool>>>),
+    /// How many were sent that are to be compared.
+    Expected(oneshot::Sender<Result<u64>>),
+    /// Compares what was sent with this; answers also how many were sent.
+    Compare(Vec<Sent>, oneshot::Sender<Result<(u64, Found)>>),
     /// The run is over; with `true` nothing that was moved can come again.
     End(bool, oneshot::Sender<Result<Vec<Rejected>>>),
 }
@@ -128,6 +136,18 @@ impl Writer {
     }
 }
 
+impl Writer {
+    /// How many were sent that are to be compared, by this run and those before it that were killed.
+    pub(crate) async fn expected(&self) -> Result<u64> {
+        ask(&self.0, Command::Expected).await
+    }
+
+    /// Compares what was sent with what is there; answers also how many were sent.
+    pub(crate) async fn compare(&self, seen: Vec<Sent>) -> Result<(u64, Found)> {
+        ask(&self.0, |answer| Command::Compare(seen, answer)).await
+    }
+}
+
 async fn ask<T>(
     commands: &mpsc::Sender<Command>,
     command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command,
@@ -175,6 +195,14 @@ fn serve(file: &mut File, run: RunId, commands: Vec<Command>) {
             Command::Known(identities, answer) => {
                 let known = begun.as_mut().map_err(|error| error.clone());
                 let _ = answer.send(known.and_then(|begun| begun.known(&identities)));
+            }
+            Command::Expected(answer) => {
+                let expected = begun.as_mut().map_err(|error| error.clone());
+                let _ = answer.send(expected.and_then(|begun| begun.expected()));
+            }
+            Command::Compare(seen, answer) => {
+                let compared = begun.as_mut().map_err(|error| error.clone());
+                let _ = answer.send(compared.and_then(|begun| begun.compare(&seen)));
             }
             Command::End(settled, answer) => {
                 let ended = begun.as_mut().map_err(|error| error.clone());

@@ -51,6 +51,13 @@
 //!
 //! What was in flight when a run was killed, and had not been noted, may be in the sink twice: the next report says how many
 //! that can be at most (`killed_in_flight`).
+//!
+//! # Verification
+//!
+//! [`Bridge::verify`] notes digests of what is sent, reads the sink back at the end, and compares: what is missing, there
+//! twice, changed (key, fields, headers, payload) or out of order in its key. The report names the level of the evidence:
+//! *read back* without a trace (Kafka, SQLite, memory), *read back* with delivery counts rising (RabbitMQ, SQS), or *receipts
+//! only* where the sink shows nothing or could not be read; then only what the sink has confirmed is known.
 
 mod bridge;
 mod compare;
@@ -63,11 +70,13 @@ mod lanes;
 mod ledger;
 mod map;
 mod pace;
+mod page;
 mod plan;
 mod probe;
 mod progress;
 mod report;
 mod verdict;
+mod verify;
 
 pub use bridge::Bridge;
 pub use dry::DryRun;
@@ -78,3 +87,4 @@ pub use plan::{Fate, Plan, Step};
 pub use probe::{Probe, ProbeOutcome, Probed};
 pub use progress::{Progress, Snapshot};
 pub use report::{End, Rejected, Report, Totals};
+pub use verify::{Evidence, Found, Verification};

@@ -175,7 +175,7 @@ impl Places {
             }
             delivery.ack().await?;
         }
-        consumer.close().await
+        consumer.close().await.map(drop)
     }
 }
 

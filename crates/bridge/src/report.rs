@@ -6,6 +6,9 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 use throughline::{Error, Timestamp};
 
+use crate::page::page;
+use crate::verify::Verification;
+
 /// What was done with messages, in numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Totals {
@@ -144,6 +147,8 @@ pub struct Report {
     pub depth: Option<u64>,
     /// What went to the reject address in this run, the first 1,000.
     pub rejected: Vec<Rejected>,
+    /// What was found in the sink, where that was asked for ([`Bridge::verify`](crate::Bridge::verify)).
+    pub verification: Option<Verification>,
     /// What could not be done at the end, such as closing the source.
     pub warnings: Vec<String>,
 }
@@ -155,9 +160,15 @@ impl Report {
         if seconds > 0.0 { self.totals.moved as f64 / seconds } else { 0.0 }
     }
 
-    /// Whether it ended as asked for, with every message it took in the sink or at the reject address.
+    /// Whether it ended as asked for, with every message that it took in the sink or at the reject address, and the
+    /// verification, where there was one, found nothing missing, changed or out of order.
     pub fn is_success(&self) -> bool {
-        self.end.is_success()
+        self.end.is_success() && self.verification.as_ref().is_none_or(Verification::is_clean)
+    }
+
+    /// The report as one HTML page that needs nothing else: no network, no script; readable on light and dark screens.
+    pub fn html(&self) -> String {
+        page(self)
     }
 }
 

@@ -213,3 +213,35 @@ async fn a_probe_shows_what_comes_out_and_leaves_nothing_behind() {
     assert!(plan.may_refuse(), "SQLite has a limit, memory has none");
     assert!(!throughline_bridge::Plan::between(&to, &from).await.unwrap().may_refuse());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_moved_is_read_back_and_the_report_is_a_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let (from, to) = (memory("verified", "").await, sqlite(folder.path(), "verified.db").await);
+    let many = NonZeroUsize::new(1000).unwrap();
+    publish(&to, vec![Envelope::builder("<b>there before</b>").build()]).await;
+    publish(&from, awkward()).await;
+    let bridge = Bridge::new(&from, &to).ledger_in(folder.path()).verify(many).until_empty();
+    let report = bridge.clone().run(pending()).await.unwrap();
+    let verification = report.verification.as_ref().unwrap();
+    assert!(report.is_success() && verification.is_complete(), "{report:?}");
+    let found = verification.found.as_ref().unwrap();
+    assert_eq!((verification.expected, found.same, found.others, found.read), (5, 5, 1, 6), "{found:?}");
+    assert_eq!((found.missing, found.duplicates, found.reordered), (Some(0), 0, Some(0)));
+
+    // The next run is about its own messages only; one is taken away, so to speak.
+    let cut = bridge.clone().verify(NonZeroUsize::MIN);
+    publish(&from, vec![Envelope::builder("x").id("<i>lost</i>").build()]).await;
+    let report = cut.run(pending()).await.unwrap();
+    let verification = report.verification.as_ref().unwrap();
+    assert_eq!((verification.expected, verification.is_complete()), (1, false));
+    assert_eq!(verification.found.as_ref().unwrap().missing, None, "only a part was read");
+    assert!(verification.summary().contains("cannot be told"), "{}", verification.summary());
+
+    let large = Envelope::builder("large").id("<script>x</script>").payload(vec![b'x'; 17 << 20]).build();
+    publish(&from, vec![large]).await;
+    let report = bridge.reject(&memory("aside", "").await).run(pending()).await.unwrap();
+    let page = report.html();
+    assert!(page.contains("&lt;script&gt;x&lt;/script&gt;") && !page.contains("<script>"), "{page}");
+    assert!(page.contains("Read back") && !page.contains("http"), "{page}");
+}

@@ -143,3 +143,14 @@ fn what_would_become_of_messages_is_told_and_nothing_is_moved() {
     assert_eq!(plan["parts"][0]["fate"], "kept", "{json:?}");
     assert_eq!(files.bodies("a.db"), ["1", "2"]);
 }
+
+#[test]
+fn what_was_moved_is_verified_and_the_report_written_as_a_page() {
+    let files = Files::new();
+    files.fill("a.db", "1\n2\n", &["--key", "k"]);
+    let page = files.path("report.html");
+    let moved = files.bridge("a.db", "b.db", &["--until-empty", "--verify", "--html", &page]);
+    assert!(moved.code == 0 && moved.stdout.contains("2 of 2 there as sent"), "{moved:?}");
+    let page = std::fs::read_to_string(page).unwrap();
+    assert!(page.starts_with("<!doctype html>") && page.contains("all as sent"), "{page}");
+}

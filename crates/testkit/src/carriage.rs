@@ -18,7 +18,7 @@ pub fn check(carriage: &Carriage, encode: impl Fn(&Envelope) -> Wire) {
         .content_encoding("the-encoding")
         .correlation_id("the-correlation")
         .reply_to("the-reply")
-        .idempotency_key("the-idempotency")
+        .idempotency_key("the-unique")
         .header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-03")
         .header("plain", "the-header");
     let wire = encode(&message.build());
@@ -31,7 +31,7 @@ pub fn check(carriage: &Carriage, encode: impl Fn(&Envelope) -> Wire) {
         ("content encoding", carriage.content_encoding, "the-encoding"),
         ("correlation id", carriage.correlation_id, "the-correlation"),
         ("reply-to", carriage.reply_to, "the-reply"),
-        ("idempotency key", carriage.idempotency_key, "the-idempotency"),
+        ("idempotency key", carriage.idempotency_key, "the-unique"),
         ("trace headers", carriage.trace_headers, "0af7651916cd43dd8448eb211c80319c"),
         ("text header", carriage.text_header, "the-header"),
     ] {

@@ -10,6 +10,7 @@ use crate::identity::Identity;
 use crate::ledger::{Entry, Writer};
 use crate::report::{Rejected, Totals};
 use crate::verdict::class;
+use crate::verify::Sent;
 
 /// A message that was taken from the source. Dropped, it is released there.
 pub(crate) struct Job {
@@ -83,7 +84,7 @@ impl Done {
 }
 
 /// Waits for the receipts of messages that were sent together.
-pub(super) async fn settle(sent: Vec<(u64, Job, Pending)>, writer: Writer) -> Done {
+pub(super) async fn settle(sent: Vec<(u64, Job, Pending)>, writer: Writer, verified: bool) -> Done {
     let mut done = Done::default();
     let (mut entries, mut deliveries) = (Vec::with_capacity(sent.len()), Vec::with_capacity(sent.len()));
     for (number, job, pending) in sent {
@@ -94,7 +95,8 @@ pub(super) async fn settle(sent: Vec<(u64, Job, Pending)>, writer: Writer) -> Do
                 done.totals.bytes += job.envelope.payload_len() as u64;
                 done.totals.sent_again += job.sent_again;
                 done.totals.deduplicated += u64::from(receipt.deduplicated);
-                entries.push(Entry { identity: job.identity, rejected: None });
+                let sent = verified.then(|| Sent::new(number, &job.envelope));
+                entries.push(Entry { identity: job.identity, rejected: None, sent });
                 deliveries.push(job.delivery);
             }
             Err(error) => done.failed.push((number, job, error)),
@@ -110,7 +112,7 @@ pub(super) async fn reject(number: u64, job: Job, to: Publisher, writer: Writer)
         Ok(rejected) => {
             done.finished.push(job.finished());
             done.totals.rejected = 1;
-            let entry = Entry { identity: job.identity, rejected: Some(rejected) };
+            let entry = Entry { identity: job.identity, rejected: Some(rejected), sent: None };
             done.close(vec![entry], vec![job.delivery], &writer).await
         }
         Err(error) => {

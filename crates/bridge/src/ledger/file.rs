@@ -6,9 +6,10 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params};
 use throughline::{Error, ErrorKind, Result, Timestamp};
 
-use super::{Before, Entry};
+use super::{Before, Entry, compare};
 use crate::identity::Identity;
 use crate::report::{Rejected, Totals};
+use crate::verify::{Found, Sent};
 
 /// "TLbr": what `PRAGMA application_id` says of a ledger of ours.
 const APPLICATION_ID: i32 = 0x544c_6272;
@@ -187,6 +188,9 @@ impl Begun<'_> {
                     let is_copy = !is_new || in_older.exists([identity.as_bytes()])?;
                     copies += u64::from(is_copy);
                 }
+                if let Some(sent) = &entry.sent {
+                    compare::note(&self.transaction, run, sent)?;
+                }
                 if let Some(Rejected { id, message_type, class, reason, .. }) = &entry.rejected {
                     reject.execute(params![now.as_millis(), id, message_type, class, reason])?;
                 }
@@ -243,6 +247,14 @@ impl Begun<'_> {
         find().map_err(|error| of(error, None))
     }
 
+    pub(super) fn expected(&mut self) -> Result<u64> {
+        compare::expected(&self.transaction).map_err(|error| of(error, None))
+    }
+
+    pub(super) fn compare(&mut self, seen: &[Sent]) -> Result<(u64, Found)> {
+        compare::compare(&self.transaction, seen).map_err(|error| of(error, None))
+    }
+
     pub(super) fn end(&mut self, run: RunId, settled: bool, now: Timestamp) -> Result<Vec<Rejected>> {
         self.try_end(run, settled, now).map_err(|error| of(error, None))
     }
@@ -251,6 +263,7 @@ impl Begun<'_> {
         if settled {
             self.empty(0)?;
             self.empty(1)?;
+            self.transaction.execute("DELETE FROM sent", [])?;
             *self.filled = 0;
         }
         self.turn()?;

@@ -24,6 +24,15 @@ CREATE TABLE run (
 -- What the sink has accepted, or the reject address. Two, so that the older can be emptied at once.
 CREATE TABLE moved_0 (identity BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE moved_1 (identity BLOB PRIMARY KEY) WITHOUT ROWID;
+-- What is to be compared with the sink, where that is asked for: digests only.
+CREATE TABLE sent (
+    place INTEGER PRIMARY KEY,
+    id TEXT NOT NULL,
+    key BLOB,
+    fields BLOB NOT NULL,
+    headers BLOB NOT NULL,
+    payload BLOB NOT NULL
+);
 -- What went to the reject address, and why.
 CREATE TABLE rejected (
     at INTEGER NOT NULL,

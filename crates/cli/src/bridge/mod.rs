@@ -44,6 +44,12 @@ pub(crate) async fn run(args: &BridgeArgs, console: &Console, paint: Paint) -> R
     };
     close([Some(&from), Some(&to), reject.as_ref()], console).await;
     let report = report?;
+    if let Some(file) = &args.html {
+        let written = std::fs::write(file, report.html());
+        written.map_err(|error| {
+            Failure::new(Exit::Failed, format!("cannot write {}", file.display())).caused_by(&error)
+        })?;
+    }
     output::print(&if args.json { json_line(&report)? } else { show::report(&report, paint) })?;
     end(&report)
 }
@@ -72,6 +78,9 @@ fn options(mut bridge: Bridge, args: &BridgeArgs) -> Bridge {
     }
     if let Some(rate) = args.rate {
         bridge = bridge.rate(rate);
+    }
+    if args.verify {
+        bridge = bridge.verify(args.verify_max);
     }
     if let Some(patience) = args.patience {
         bridge = bridge.patience(patience);
@@ -154,6 +163,10 @@ fn end(report: &Report) -> Result<Exit, Failure> {
             format!("the source says that it holds {ready} messages, and gives none"),
         )
         .hint("another consumer may have it to itself; `throughline doctor` looks at it")),
+        _ if !report.is_success() => Err(Failure::new(
+            Exit::Failed,
+            "not all is in the sink as it was sent; see the verification in the report",
+        )),
         _ if report.totals.rejected > 0 => Ok(Exit::Rejected),
         _ => Ok(Exit::Ok),
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-use throughline_bridge::{DryRun, End, Rejected, Report, Snapshot};
+use throughline_bridge::{DryRun, End, Rejected, Report, Snapshot, Verification};
 
 use crate::message::visible_line;
 use crate::output::{BOLD, DIM, GREEN, Paint, RED, YELLOW};
@@ -137,12 +137,47 @@ pub(super) fn report(report: &Report, paint: Paint) -> String {
             format!("{}  {}", grouped(depth), paint.apply(DIM, "when the source was last asked")),
         );
     }
-    let style = if report.is_success() { GREEN } else { RED };
+    if let Some(verification) = &report.verification {
+        verified(&mut row, verification, paint);
+    }
+    let style = if report.end.is_success() { GREEN } else { RED };
     row("end", paint.apply(style, ending(&report.end)));
     for warning in &report.warnings {
         row("warning", paint.apply(YELLOW, visible_line(warning)));
     }
     text
+}
+
+/// What was found in the sink.
+fn verified(row: &mut impl FnMut(&str, String), verification: &Verification, paint: Paint) {
+    let style = match (verification.is_clean(), verification.is_complete()) {
+        (true, true) => GREEN,
+        (true, false) => YELLOW,
+        (false, _) => RED,
+    };
+    row("verification", paint.apply(style, visible_line(&verification.summary())));
+    let Some(found) = &verification.found else { return };
+    let expected = grouped(verification.expected);
+    row("", format!("{} of {expected} there as sent", grouped(found.same)));
+    for (count, what) in [
+        (found.missing.unwrap_or(0), "missing"),
+        (found.duplicates, "duplicates"),
+        (found.reordered.unwrap_or(0), "out of order in their key"),
+        (found.changed_headers, "with other headers"),
+        (found.changed_payload, "with another payload"),
+        (found.changed_key, "with another key"),
+        (found.changed_fields, "with other fields"),
+        (found.others, "of somebody else"),
+    ] {
+        if count > 0 {
+            row("", format!("{} {what}", grouped(count)));
+        }
+    }
+    for (ids, what) in [(&found.missing_ids, "missing"), (&found.duplicate_ids, "twice")] {
+        if !ids.is_empty() {
+            row("", visible_line(&format!("{what}: {}", ids.join(", "))));
+        }
+    }
 }
 
 /// What a bridge would do with what is there.
