@@ -2,17 +2,15 @@
 //! What waits for answers are tasks; they change nothing but what they return.
 
 mod job;
+mod quiet;
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::num::NonZeroUsize;
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
-use throughline::capabilities::{Lease, SettleMeaning};
 use throughline::{Consumer, Delivery, Depth, Error, ErrorKind, Publisher, Result, Retry};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -27,14 +25,13 @@ use crate::progress::Progress;
 use crate::report::{End, Totals};
 use crate::verdict::Verdict;
 use job::{Done, Job};
+pub(crate) use quiet::DepthOf;
+use quiet::{Quiet, answer};
 
 /// At most so many messages are sent, noted and acked together: as many as the consumer asks for at once.
 const CHUNK: usize = 100;
 /// The first wait before sending again, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
-
-/// Asks the source how much it holds.
-pub(crate) type DepthOf = Arc<dyn Fn() -> BoxFuture<'static, Result<Depth>> + Send + Sync>;
 
 /// What the loop leaves behind.
 #[derive(Debug)]
@@ -85,18 +82,6 @@ struct Trouble {
     since: Option<(Instant, Error)>,
 }
 
-/// What is known of the source's end.
-struct Quiet {
-    /// When something came last.
-    since: Instant,
-    /// The looks since then that have found nothing.
-    looks: u32,
-    looked: Option<Instant>,
-    /// Whether the look that is under way began after that.
-    is_idle: bool,
-    depth: Option<u64>,
-}
-
 impl<'a> Copy<'a> {
     pub(crate) fn new(
         settings: &'a Settings,
@@ -139,6 +124,9 @@ impl<'a> Copy<'a> {
         let mut tick = tokio::time::interval(self.settings.tick);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut stopped = false;
+        if self.settings.max == Some(0) {
+            self.finish(End::Max);
+        }
         while !self.is_over() {
             if self.end.is_some() && !stopped {
                 stopped = true;
@@ -163,9 +151,6 @@ impl<'a> Copy<'a> {
                 }
                 _ = tick.tick() => self.on_tick(),
                 batch = next_batch(consumer, max), if max.is_some() => match batch {
-                    Ok(batch) if batch.is_empty() => {
-                        self.finish(End::Failed { error: Error::new(ErrorKind::Closed, "the source's stream has ended") });
-                    }
                     Ok(batch) => self.take(batch).await,
                     Err(error) => self.finish(End::Failed { error }),
                 },
@@ -411,101 +396,20 @@ impl<'a> Copy<'a> {
     fn show(&self) {
         self.progress.set_held(self.in_flight, self.held.len());
     }
-
-    /// Every moment: whether patience is over, and whether to ask for the source's depth.
-    fn on_tick(&mut self) {
-        self.show();
-        let now = Instant::now();
-        if let (Some(patience), Some((since, error))) = (self.settings.patience, &self.trouble.since)
-            && now - *since > patience
-        {
-            let error = error.clone();
-            return self.finish(End::Failed { error });
-        }
-        if self.end.is_some() || self.look.is_some() {
-            return;
-        }
-        let is_idle = self.in_flight == 0 && self.tasks.is_empty();
-        if !is_idle {
-            self.quiet.since = now;
-            self.quiet.looks = 0;
-        }
-        let since_look = self.quiet.looked.map(|looked| now - looked);
-        let for_empty = self.settings.until_empty
-            && is_idle
-            && now - self.quiet.since >= self.settings.quiet
-            && since_look.is_none_or(|since| since >= self.settings.quiet);
-        let for_progress = since_look.is_none_or(|since| since >= self.settings.depth_every);
-        if for_empty || for_progress {
-            self.quiet.looked = Some(now);
-            self.quiet.is_idle = for_empty;
-            self.look = Some(tokio::spawn((self.depth_of)()));
-        }
-    }
-
-    /// The source has said how much it holds.
-    fn on_depth(&mut self, depth: Result<Depth>, consumer: &Consumer) {
-        let held = self.held.len() as u64;
-        let depth = match depth {
-            Ok(depth) => Some(depth),
-            // It will be asked again.
-            Err(error) if error.retry() != Retry::Never => return,
-            Err(_) => None,
-        };
-        // What is held here is left, too, but not to be waited for.
-        let others = |depth: &Depth| {
-            let unsettled = depth.unsettled.map_or(0, |count| count.saturating_sub(held));
-            depth.ready.saturating_add(depth.delayed.unwrap_or(0)).saturating_add(unsettled)
-        };
-        if let Some(depth) = &depth {
-            self.quiet.depth = Some(others(depth).saturating_add(held));
-            self.progress.set_depth(others(depth));
-        }
-        if !self.quiet.is_idle || self.end.is_some() {
-            return;
-        }
-        let capabilities = consumer.capabilities();
-        // A log's depth is how far its group is; an embedded queue's is counted.
-        let is_exact = capabilities.settle == SettleMeaning::Confirmed || capabilities.lease == Lease::None;
-        let quiet = self.quiet.since.elapsed();
-        match depth {
-            Some(depth) if others(&depth) == 0 => {
-                self.quiet.looks += 1;
-                if is_exact || self.quiet.looks >= self.settings.looks {
-                    self.finish(End::Empty { approximate: !is_exact });
-                }
-            }
-            // Nothing more can be known: the broker does not tell, or counts what is held here.
-            None if quiet >= self.settings.silence => self.finish(End::Empty { approximate: true }),
-            Some(Depth { unsettled: None, .. }) if held > 0 && quiet >= self.settings.silence => {
-                self.finish(End::Empty { approximate: true });
-            }
-            Some(depth) if depth.ready > 0 && quiet >= self.settings.starved => {
-                self.finish(End::Starved { ready: depth.ready });
-            }
-            _ => self.quiet.looks = 0,
-        }
-    }
 }
 
+/// At least one; that the stream has ended is an error here.
 async fn next_batch(consumer: &mut Consumer, max: Option<NonZeroUsize>) -> Result<Vec<Delivery>> {
-    consumer.next_batch(max.unwrap_or(NonZeroUsize::MIN)).await
+    let batch = consumer.next_batch(max.unwrap_or(NonZeroUsize::MIN)).await?;
+    if batch.is_empty() {
+        return Err(Error::new(ErrorKind::Closed, "the source's stream has ended"));
+    }
+    Ok(batch)
 }
 
 async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn answer(look: &mut Option<JoinHandle<Result<Depth>>>) -> Result<Depth> {
-    match look {
-        Some(look) => look.await.unwrap_or_else(|error| {
-            Err(Error::new(ErrorKind::Internal, "the look at the source failed")
-                .with_retry(Retry::Safe)
-                .with_source(error))
-        }),
         None => std::future::pending().await,
     }
 }

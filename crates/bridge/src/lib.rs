@@ -28,7 +28,7 @@
 //! # Order
 //!
 //! Messages of one key arrive in order, as far as both transports know an order: where the sink could let a later message
-//! overtake a failed one (RabbitMQ, SQS FIFO), one message of a key is on its way at a time. A refused message leaves its
+//! overtake a failed one (RabbitMQ, SQS FIFO), one message of a key is on its way at a time ([`pipelined`](Bridge::pipelined) says otherwise). A refused message leaves its
 //! place; one that comes again after a lost lease comes later.
 //!
 //! # Who owns what

@@ -178,7 +178,11 @@ impl Page {
         self.numbers("Changed", &changed(found));
         for (label, ids) in [("Missing", &found.missing_ids), ("Duplicates", &found.duplicate_ids)] {
             if !ids.is_empty() {
-                self.put(format_args!("<p>{label}: <code>{}</code></p>\n", Escaped(&ids.join(", "))));
+                self.put(format_args!("<p>{label}, such as"));
+                for id in ids {
+                    self.put(format_args!(" <code>{}</code>", Escaped(id)));
+                }
+                self.put(format_args!("</p>\n"));
             }
         }
     }

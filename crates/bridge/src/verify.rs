@@ -93,7 +93,11 @@ impl Verification {
             }
             Evidence::ReadBack { disturbed, cut } => {
                 let read = self.found.as_ref().map_or(0, |found| found.read);
-                let mut text = format!("Read back {read} messages: {verdict}.");
+                let mut text = format!("Read back {read} messages: {verdict}");
+                match self.found.as_ref().map_or(0, |found| found.duplicates) {
+                    0 => text.push('.'),
+                    duplicates => text.push_str(&format!(", {duplicates} of them once more than that.")),
+                }
                 if *cut {
                     text.push_str(" No more were read, so what is missing cannot be told.");
                 }

@@ -155,6 +155,10 @@ pub(crate) struct BridgeArgs {
     /// So many on their way at once; a kill can make so many duplicates at most
     #[arg(long, value_name = "N", default_value = "1000")]
     pub(crate) in_flight: NonZeroUsize,
+    /// Keep many messages of a key on their way also where TO could let a later one overtake one that it nacks (RabbitMQ,
+    /// SQS FIFO): much faster where few keys have many messages
+    #[arg(long)]
+    pub(crate) pipelined: bool,
     /// Give up when TO takes nothing for that long; by default the bridge waits for it
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) patience: Option<Duration>,

@@ -268,10 +268,13 @@ impl Dispatcher {
     }
 
     /// Gives the item back if its key lets it go.
-    fn admit(&mut self, mut item: Item) -> Option<Item> {
+    fn admit(&mut self, item: Item) -> Option<Item> {
         let Some(key) = &item.message.envelope.ordering_key else { return Some(item) };
         if self.shared.is_fenced(key) {
-            self.shared.finish(vec![item.answered(Err(held_back()))]);
+            // With it what waits behind it: nothing else would let that go.
+            let behind = if self.busy.contains_key(key) { None } else { self.parked.remove(key) };
+            let held = std::iter::once(item).chain(behind.into_iter().flatten());
+            self.shared.finish(held.map(|mut item| item.answered(Err(held_back()))).collect());
             return None;
         }
         if self.busy.contains_key(key) {
@@ -319,7 +322,7 @@ impl Dispatcher {
         let resends = std::mem::take(&mut self.resends);
         for item in resends.values() {
             if let Some(key) = item.message.envelope.ordering_key.clone() {
-                self.release(&key);
+                self.release_all(&key);
             }
         }
         for item in resends.into_values().rev() {
@@ -327,17 +330,43 @@ impl Dispatcher {
         }
     }
 
-    /// One message of a busy key is resolved, or about to be sent again ahead of those parked.
+    /// One message of a busy key is resolved. Where they go one by one, so does the next: the others would only be parked
+    /// again.
     fn release(&mut self, key: &Bytes) {
+        if self.one_by_one && self.unbusy(key) {
+            let Some(parked) = self.parked.get_mut(key) else { return };
+            if let Some(next) = parked.pop_front() {
+                self.ready.push_front(next);
+            }
+            if parked.is_empty() {
+                self.parked.remove(key);
+            }
+        } else if !self.one_by_one {
+            self.release_all(key);
+        }
+    }
+
+    /// One message of a busy key is resolved, or about to be sent again ahead of those parked.
+    fn release_all(&mut self, key: &Bytes) {
+        if self.unbusy(key)
+            && let Some(parked) = self.parked.remove(key)
+        {
+            for item in parked.into_iter().rev() {
+                self.ready.push_front(item);
+            }
+        }
+    }
+
+    /// One reason less for a key to be busy; whether it was the last.
+    fn unbusy(&mut self, key: &Bytes) -> bool {
         match self.busy.get_mut(key) {
-            Some(count) if *count > 1 => *count -= 1,
+            Some(count) if *count > 1 => {
+                *count -= 1;
+                false
+            }
             _ => {
                 self.busy.remove(key);
-                if let Some(parked) = self.parked.remove(key) {
-                    for item in parked.into_iter().rev() {
-                        self.ready.push_front(item);
-                    }
-                }
+                true
             }
         }
     }

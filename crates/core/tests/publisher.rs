@@ -261,6 +261,23 @@ async fn strict_order_sends_a_key_one_by_one_where_the_driver_cannot_pipeline() 
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn strict_order_holds_back_all_that_waits_behind_a_failure_until_the_key_is_resumed() {
+    let capabilities = Capabilities { key_pipeline: KeyPipeline::Unsafe, ..MEMORY };
+    let driver = failing_once_with(capabilities, "1", scripted::never());
+    let options = PublishOptions { key_order: KeyOrder::Strict, ..PublishOptions::default() };
+    let publisher = open(&driver, options);
+    let send = || publisher.publish_batch((0..5).map(|n| keyed("k", n.to_string())));
+    let kinds: Vec<_> =
+        send().await.into_iter().map(|result| result.err().map(|error| error.kind())).collect();
+    let held = Some(ErrorKind::HeldBack);
+    assert_eq!(kinds, [None, Some(ErrorKind::Refused), held, held, held]);
+    assert!(publisher.resume(b"k"));
+    assert!(send().await.iter().all(Result::is_ok));
+    assert_eq!(driver.texts(), ["0", "1", "0", "1", "2", "3", "4"]);
+    publisher.close().await.unwrap();
+}
+
 #[tokio::test]
 async fn limits_are_checked_before_the_driver_sees_the_message() {
     let mut capabilities = MEMORY;

@@ -1,9 +1,9 @@
 use std::collections::HashMap as Map;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use throughline::capabilities::{Capabilities, KeyPipeline, MEMORY};
 use throughline::driver::Outgoing;
-use throughline::{Address, ConsumeOptions, Envelope, HeaderValue, KeyOrder, PublishOptions};
+use throughline::{Address, ConsumeOptions, Depth, Envelope, HeaderValue, KeyOrder, PublishOptions};
 use throughline_testkit::scripted::{
     Reply, ScriptedConsumer, ScriptedPublisher, never, safe, text, uncertain,
 };
@@ -342,6 +342,8 @@ async fn max_is_not_exceeded_and_what_waits_is_still_sent() {
     let outcome = rig.run().await;
     assert!(matches!(outcome.end, End::Max), "{outcome:?}");
     assert_eq!((outcome.totals.moved, rig.acked()), (5, vec![1, 2, 3, 4, 5]));
+    rig.settings.max = Some(0);
+    assert!(matches!(rig.run().await.end, End::Max));
 }
 
 #[tokio::test]

@@ -79,6 +79,9 @@ fn options(mut bridge: Bridge, args: &BridgeArgs) -> Bridge {
     if let Some(rate) = args.rate {
         bridge = bridge.rate(rate);
     }
+    if args.pipelined {
+        bridge = bridge.pipelined();
+    }
     if args.verify {
         bridge = bridge.verify(args.verify_max);
     }

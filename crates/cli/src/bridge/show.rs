@@ -12,6 +12,9 @@ use crate::output::{BOLD, DIM, GREEN, Paint, RED, YELLOW};
 /// The rate is that of so long a time.
 const WINDOW: Duration = Duration::from_secs(5);
 
+/// So many ids are shown.
+const EXAMPLES: usize = 3;
+
 /// How fast it goes at present.
 pub(super) struct Meter(VecDeque<(Instant, u64)>);
 
@@ -175,7 +178,8 @@ fn verified(row: &mut impl FnMut(&str, String), verification: &Verification, pai
     }
     for (ids, what) in [(&found.missing_ids, "missing"), (&found.duplicate_ids, "twice")] {
         if !ids.is_empty() {
-            row("", visible_line(&format!("{what}: {}", ids.join(", "))));
+            let some: Vec<_> = ids.iter().take(EXAMPLES).map(String::as_str).collect();
+            row("", visible_line(&format!("{what}: such as {}", some.join(", "))));
         }
     }
 }
