@@ -16,10 +16,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use throughline::capabilities::Level;
 use throughline::driver::Sibling;
 use throughline::{Address, Bus, Envelope, registered, registrations};
-use throughline_bridge::Bridge;
+use throughline_bridge::{Bridge, Fate, Plan};
 use throughline_integration_tests::samples::{OUT_OF_ORDER, Sample, differences, samples};
 use throughline_integration_tests::{log, unique};
 use throughline_testkit::endpoint;
@@ -96,30 +95,35 @@ async fn leave(buses: impl IntoIterator<Item = Bus>) {
     }
 }
 
-/// What differs after one way, and after both.
-async fn pair(from: &Address, to: &Address) -> [BTreeMap<&'static str, String>; 2] {
+/// What a bridge and its way back came to.
+struct Pair {
+    /// Whether `explain` says that the order of a key is kept.
+    is_ordered: bool,
+    /// What differs after one way, and after both.
+    found: [BTreeMap<&'static str, String>; 2],
+}
+
+async fn pair(from: &Address, to: &Address) -> Pair {
     let (start, middle, end) = tokio::join!(place(from), place(to), place(from));
+    let plan = Plan::between(&start, &middle).await.unwrap();
+    assert!(plan.parts.iter().all(|step| step.fate < Fate::NoEffect), "{plan:?}");
+    let order = plan.steps().find(|step| step.what == "order per key").unwrap();
+    let is_ordered = order.fate != Fate::NoEffect;
+    let expected = |mut found: BTreeMap<_, _>| {
+        found.retain(|_, what| is_ordered || what != OUT_OF_ORDER);
+        found
+    };
+
     let sent = publish(&start).await;
     bridge(&start, &middle, sent.len()).await;
-    let one_way = differences(&sent, &take(&middle, sent.len()).await);
+    let one_way = expected(differences(&sent, &take(&middle, sent.len()).await));
 
     let sent = publish(&start).await;
     bridge(&start, &middle, sent.len()).await;
     bridge(&middle, &end, sent.len()).await;
-    let both_ways = differences(&sent, &take(&end, sent.len()).await);
+    let both_ways = expected(differences(&sent, &take(&end, sent.len()).await));
     leave([start, middle, end]).await;
-    let found = [one_way, both_ways];
-    if has_order([from, to]) { found } else { found.map(without_order) }
-}
-
-/// Whether both know an order of a key's messages: only then is there one to keep.
-fn has_order(pair: [&Address; 2]) -> bool {
-    pair.iter().all(|address| registered(address).unwrap().capabilities.order != Level::No)
-}
-
-fn without_order(mut found: BTreeMap<&'static str, String>) -> BTreeMap<&'static str, String> {
-    found.retain(|_, what| what != OUT_OF_ORDER);
-    found
+    Pair { is_ordered, found: [one_way, both_ways] }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -150,14 +154,14 @@ async fn every_pair_carries_everything() {
             writeln!(unexpected, "{from} to {to}: not within {PATIENCE:?}").unwrap();
             continue;
         };
-        for (way, found) in ["one way", "both ways"].iter().zip(&found) {
+        for (way, found) in ["one way", "both ways"].iter().zip(&found.found) {
             for (class, what) in found {
                 writeln!(unexpected, "{from} to {to}, {way}: {class}: {what}").unwrap();
             }
         }
         cells.insert((row, column), found);
     }
-    let table = table(&names, &bases, &cells);
+    let table = table(&names, &cells);
     for line in table.lines() {
         endpoint::measured(TEST, line);
     }
@@ -167,22 +171,20 @@ async fn every_pair_carries_everything() {
     }
 }
 
-type Cells = BTreeMap<(usize, usize), [BTreeMap<&'static str, String>; 2]>;
-
-fn table(names: &[&str], bases: &[Option<Address>], cells: &Cells) -> String {
+fn table(names: &[&str], cells: &BTreeMap<(usize, usize), Pair>) -> String {
     let mut table = format!("| from ↓ to → | {} |\n|---{}|\n", names.join(" | "), "|---".repeat(names.len()));
-    for (row, (from, from_base)) in names.iter().zip(bases).enumerate() {
+    for (row, from) in names.iter().enumerate() {
         write!(table, "| {from} |").unwrap();
-        for (column, to_base) in bases.iter().enumerate() {
-            let cell = match (cells.get(&(row, column)), from_base, to_base) {
-                (Some([one, both]), Some(from), Some(to)) if one.is_empty() && both.is_empty() => {
-                    if has_order([from, to]) { "all" } else { "all, unordered" }.to_owned()
+        for column in 0..names.len() {
+            let cell = match cells.get(&(row, column)) {
+                None => "did not run".to_owned(),
+                Some(Pair { is_ordered, found }) if found.iter().all(BTreeMap::is_empty) => {
+                    if *is_ordered { "all" } else { "all, unordered" }.to_owned()
                 }
-                (Some([one, both]), ..) => {
-                    let classes: BTreeSet<_> = one.keys().chain(both.keys()).copied().collect();
+                Some(Pair { found, .. }) => {
+                    let classes: BTreeSet<_> = found.iter().flat_map(BTreeMap::keys).copied().collect();
                     format!("not {}", classes.into_iter().collect::<Vec<_>>().join(", "))
                 }
-                _ => "did not run".to_owned(),
             };
             write!(table, " {cell} |").unwrap();
         }
