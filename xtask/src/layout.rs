@@ -104,6 +104,11 @@ fn check(root: &Path) -> Result<(Vec<String>, Vec<String>)> {
             Err(error) => problems.push(unreadable(file, &error)),
         }
     }
+    if let (Some(needed), Ok(readme)) = (newest_rust(root), fs::read_to_string(root.join(README)))
+        && !readme.contains(&format!("({needed} or newer"))
+    {
+        problems.push(format!("{README}: a manifest asks for Rust {needed}; say `({needed} or newer`"));
+    }
     match fs::read_to_string(root.join(COMPOSE)) {
         Ok(text) => {
             problems
@@ -112,6 +117,21 @@ fn check(root: &Path) -> Result<(Vec<String>, Vec<String>)> {
         Err(error) => problems.push(unreadable(COMPOSE, &error)),
     }
     Ok((transports, problems))
+}
+
+/// The newest Rust that a manifest of the workspace asks for.
+fn newest_rust(root: &Path) -> Option<String> {
+    let entries = ["", "crates", TRANSPORTS, "examples"].map(|folder| fs::read_dir(root.join(folder)));
+    let members = entries.into_iter().flatten().flatten().flatten().map(|entry| entry.path());
+    let manifests = members.chain([root.to_owned()]).map(|folder| folder.join("Cargo.toml"));
+    let versions = manifests.filter_map(|manifest| rust_version(&fs::read_to_string(manifest).ok()?));
+    versions
+        .max_by_key(|version| version.split('.').map(|part| part.parse().unwrap_or(0)).collect::<Vec<u32>>())
+}
+
+fn rust_version(manifest: &str) -> Option<String> {
+    let line = manifest.lines().find_map(|line| line.strip_prefix("rust-version = "))?;
+    Some(line.trim().trim_matches('"').to_owned())
 }
 
 fn unreadable(file: &str, error: &std::io::Error) -> String {
@@ -251,6 +271,19 @@ mod tests {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.0);
         }
+    }
+
+    #[test]
+    fn a_readme_that_names_an_older_rust_is_told() {
+        let tree = Tree::new("rust");
+        let readme = fs::read_to_string(tree.0.join(README)).unwrap();
+        tree.write("Cargo.toml", "[workspace.package]\nrust-version = \"1.89\"\n");
+        tree.write("crates/aws/Cargo.toml", "[package]\nrust-version = \"1.94.1\"\n");
+        tree.write("crates/cli/Cargo.toml", "[package]\nrust-version.workspace = true\n");
+        tree.write(README, &format!("{readme}\nRust (1.89 or newer)\n"));
+        assert!(tree.problems().concat().contains("asks for Rust 1.94.1"), "{:?}", tree.problems());
+        tree.write(README, &format!("{readme}\nRust (1.94.1 or newer)\n"));
+        assert_eq!(tree.problems(), Vec::<String>::new());
     }
 
     #[test]

@@ -172,3 +172,22 @@ async fn what_was_not_read_goes_back_at_once_even_from_a_request_that_was_still_
     publisher.close().await.unwrap();
     rig.finish().await;
 }
+
+/// A long poll waits at the broker; a short one would be asked again and again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_queue_is_asked_seldom_and_answers_at_once() {
+    let Some(rig) = Rig::new("an_empty_queue_is_asked_seldom_and_answers_at_once").await else { return };
+    let queue = rig.queue("").await;
+    let publisher = rig.publisher(&queue).await;
+    let mut consumer = rig.consumer(&queue).await;
+    let waiting = tokio::time::timeout(Duration::from_secs(4), consumer.next()).await;
+    assert!(waiting.is_err(), "the queue is empty");
+    let asked = rig.proxy.calls("ReceiveMessage");
+    assert!((1..=4).contains(&asked), "asked {asked} times in 4 s");
+    publisher.publish(message("now")).await.unwrap();
+    let delivery = tokio::time::timeout(Duration::from_secs(3), consumer.next()).await.unwrap();
+    delivery.unwrap().unwrap().ack().await.unwrap();
+    consumer.close().await.unwrap();
+    publisher.close().await.unwrap();
+    rig.finish().await;
+}

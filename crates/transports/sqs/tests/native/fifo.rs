@@ -40,6 +40,26 @@ async fn the_order_of_each_key_is_kept() {
     rig.finish().await;
 }
 
+/// What deduplicates is the send, not what it says: a queue's own way, by the payload's hash, would lose the second.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_messages_that_say_the_same_are_two() {
+    let Some(rig) = Rig::new("two_messages_that_say_the_same_are_two").await else { return };
+    let queue = rig.queue("&fifo=true").await;
+    let publisher = rig.publisher(&queue).await;
+    for result in publisher.publish_batch([keyed("key", 7), keyed("key", 7)]).await {
+        assert!(!result.unwrap().deduplicated);
+    }
+    let mut consumer = rig.consumer(&queue).await;
+    for _ in 0..2 {
+        let delivery = next(&mut consumer).await;
+        assert_eq!(body(&delivery), "7");
+        delivery.ack().await.unwrap();
+    }
+    consumer.close().await.unwrap();
+    publisher.close().await.unwrap();
+    rig.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_retried_message_holds_up_its_key_and_no_other() {
     let Some(rig) = Rig::new("a_retried_message_holds_up_its_key_and_no_other").await else { return };
