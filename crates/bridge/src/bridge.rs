@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use sha2::{Digest as _, Sha256};
 use throughline::capabilities::Level;
 use throughline::trace::TracePolicy;
-use throughline::{Bus, ConsumeOptions, Error, ErrorKind, KeyOrder, PublishOptions, Result, Timestamp};
+use throughline::{
+    Bus, ConsumeOptions, Error, ErrorKind, KeyOrder, PublishOptions, Publisher, Result, Timestamp,
+};
 
 use crate::copy::{Copy, DepthOf, Sinks};
 use crate::filter::{Filter, Rest};
@@ -18,7 +20,10 @@ use crate::ledger::Ledger;
 use crate::map::Map;
 use crate::progress::Progress;
 use crate::report::Report;
-use crate::verify;
+use crate::verify::{self, Evidence, Verification};
+
+/// So long a sink may take to close.
+const CLOSING: Duration = Duration::from_secs(30);
 
 /// How the loop works.
 #[derive(Clone, Debug)]
@@ -264,7 +269,8 @@ impl Bridge {
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<Report> {
         self.check()?;
         let began = (Timestamp::now(), Instant::now());
-        let Settings { in_flight, .. } = self.settings;
+        // With what the filter leaves, too: any of it may be sent.
+        let in_flight = self.consume_options().max_unsettled;
         let sink = self.to.publisher_to("", self.publish_options()).await?;
         let reject = match &self.reject {
             Some(bus) => Some(bus.publisher_to("", self.publish_options()).await?),
@@ -294,16 +300,17 @@ impl Bridge {
         let verification = match self.settings.verify {
             Some(most) => match verify::verify(&self.to, sink.capabilities(), most, &ledger.writer()).await {
                 Ok(verification) => Some(verification),
-                Err(error) => {
-                    note("the verification", Err(error));
-                    None
-                }
+                Err(error) => Some(Verification {
+                    evidence: Evidence::Failed { why: error.to_string() },
+                    expected: outcome.totals.moved,
+                    found: None,
+                }),
             },
             None => None,
         };
-        note("the sink", sink.close().await);
+        note("the sink", closed_in_time(&sink).await);
         if let Some(reject) = reject {
-            note("the reject address", reject.close().await);
+            note("the reject address", closed_in_time(&reject).await);
         }
         let before = ledger.before();
         let is_settled = is_acked && outcome.unacked == 0;
@@ -376,6 +383,14 @@ impl Bridge {
             let from = from.clone();
             Box::pin(async move { from.depth("").await })
         })
+    }
+}
+
+/// A sink that answers nothing is not waited for: what it was asked for was given up, or is settled.
+async fn closed_in_time(publisher: &Publisher) -> Result<()> {
+    match tokio::time::timeout(CLOSING, publisher.close()).await {
+        Ok(closed) => closed,
+        Err(_) => Err(Error::new(ErrorKind::Timeout, format!("no answer within {CLOSING:?}"))),
     }
 }
 

@@ -4,7 +4,7 @@
 mod job;
 mod quiet;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::num::NonZeroUsize;
 use std::pin::pin;
@@ -30,6 +30,8 @@ use quiet::{Quiet, answer};
 
 /// At most so many messages are sent, noted and acked together: as many as the consumer asks for at once.
 const CHUNK: usize = 100;
+/// So long a send may wait for room.
+const ROOM: Duration = Duration::from_millis(100);
 /// The first wait before sending again, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
@@ -69,7 +71,10 @@ pub(crate) struct Copy<'a> {
     look: Option<JoinHandle<Result<Depth>>>,
     end: Option<End>,
     totals: Totals,
-    unacked: u64,
+    /// What the source did not take the ack of, until it comes again.
+    unacked: HashSet<Identity>,
+    /// How many more of those there are that cannot be recognised.
+    unacked_unknown: u64,
 }
 
 /// The sends that have failed in passing.
@@ -109,8 +114,14 @@ impl<'a> Copy<'a> {
             look: None,
             end: None,
             totals: Totals::default(),
-            unacked: 0,
+            unacked: HashSet::new(),
+            unacked_unknown: 0,
         }
+    }
+
+    /// Held messages whose lease was lost are somebody else's, or will come again.
+    fn forget_lost(&mut self) {
+        self.held.retain(|delivery| !delivery.is_lease_lost());
     }
 
     /// Runs until the end of one kind or another, with nothing left on its way. What was not moved is released.
@@ -160,12 +171,22 @@ impl<'a> Copy<'a> {
         if let Some(look) = self.look.take() {
             look.abort();
         }
+        self.forget_lost();
         self.show();
+        // What was sent with an unknown outcome, and is given back: the next run sends it again.
+        let again = Totals {
+            sent_again: self.lanes.iter().map(|job| job.sent_again.min(1)).sum(),
+            ..Totals::default()
+        };
+        self.totals += again;
+        if let Err(error) = self.writer.note(Vec::new(), again).await {
+            self.finish(End::Failed { error });
+        }
         Outcome {
             left: self.held.len() as u64,
             end: self.end.unwrap_or(End::Stopped),
             totals: self.totals,
-            unacked: self.unacked,
+            unacked: self.unacked.len() as u64 + self.unacked_unknown,
             depth: self.quiet.depth,
         }
     }
@@ -217,8 +238,7 @@ impl<'a> Copy<'a> {
             }
         }
         if self.held.len() >= self.settings.hold {
-            // Those that were lost have come again, or will.
-            self.held.retain(|delivery| !delivery.is_lease_lost());
+            self.forget_lost();
             if self.held.len() >= self.settings.hold {
                 self.finish(End::Full);
             }
@@ -295,16 +315,27 @@ impl<'a> Copy<'a> {
 
     async fn send(&mut self, jobs: Vec<(u64, Job)>) {
         let mut sent = Vec::with_capacity(jobs.len());
+        let mut is_full = false;
         for (number, job) in jobs {
-            if self.gives_up() {
-                // One before it was refused: what comes later must not overtake it.
+            if is_full || self.gives_up() {
+                // One before it was refused, or had no room: what comes later must not overtake it.
                 self.lanes.failed(number, job.key().cloned().as_ref(), job);
             } else if job.refused.is_some() {
                 self.spawn_reject(number, job);
             } else {
-                match self.sinks.sink.enqueue(job.envelope.clone(), job.options()).await {
-                    Ok(pending) => sent.push((number, job, pending)),
-                    Err(error) => self.on_failure(number, job, error),
+                // Without room nothing is sent. This loop is not to wait for it: it has answers and the end to see to.
+                let enqueued = self.sinks.sink.enqueue(job.envelope.clone(), job.options());
+                match tokio::time::timeout(ROOM, enqueued).await {
+                    Ok(Ok(pending)) => sent.push((number, job, pending)),
+                    Ok(Err(error)) => self.on_failure(number, job, error),
+                    Err(_) => {
+                        is_full = true;
+                        let error = Error::new(
+                            ErrorKind::Timeout,
+                            "the sink has answered too few sends to take more",
+                        );
+                        self.on_failure(number, job, error.with_retry(Retry::Safe));
+                    }
                 }
             }
         }
@@ -329,7 +360,15 @@ impl<'a> Copy<'a> {
             }
         };
         self.totals += done.totals;
-        self.unacked += done.unacked;
+        for identity in done.unacked {
+            match identity {
+                Some(identity) => drop(self.unacked.insert(identity)),
+                None => self.unacked_unknown += 1,
+            }
+        }
+        for identity in done.acked_again {
+            self.unacked.remove(&identity);
+        }
         self.progress.add(done.totals);
         if done.totals.moved + done.totals.rejected > 0 {
             self.trouble.since = None;

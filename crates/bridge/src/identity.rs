@@ -1,7 +1,9 @@
 //! What a message is recognised by when it comes again.
 
+use std::sync::Arc;
+
 use sha2::{Digest as _, Sha256};
-use throughline::{Delivery, Envelope, HeaderValue, IdOrigin};
+use throughline::{Delivery, Envelope, HeaderValue, History, IdOrigin, Timestamp};
 
 /// A longer name is hashed, so that a row of the ledger stays small.
 const LONGEST_NAME: usize = 96;
@@ -10,21 +12,23 @@ const LONGEST_NAME: usize = 96;
 /// digest of its content. The digest is there because names are given by strangers: another message of the same name, or
 /// one at the place of a deleted one, is another message.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Identity(Box<[u8]>);
+pub(crate) struct Identity(Arc<[u8]>);
 
 impl Identity {
     /// `None` where there is nothing to recognise it by: an id that was made up at this delivery.
     pub(crate) fn of(delivery: &Delivery) -> Option<Self> {
-        let envelope = delivery.envelope();
+        let (envelope, history) = (delivery.envelope(), delivery.history());
         match (delivery.native_id(), envelope.id_origin) {
-            (Some(place), _) => Some(Self::new(b'n', &place, envelope)),
+            (Some(place), _) => Some(Self::new(b'n', &place, envelope, history)),
             (None, IdOrigin::Synthetic) => None,
-            (None, IdOrigin::Envelope | IdOrigin::Broker) => Some(Self::new(b'i', &envelope.id, envelope)),
+            (None, IdOrigin::Envelope | IdOrigin::Broker) => {
+                Some(Self::new(b'i', &envelope.id, envelope, history))
+            }
         }
     }
 
-    fn new(kind: u8, name: &str, envelope: &Envelope) -> Self {
-        let digest = digest(envelope);
+    fn new(kind: u8, name: &str, envelope: &Envelope, history: Option<&History>) -> Self {
+        let digest = digest(envelope, history);
         let hashed = Sha256::digest(name.as_bytes());
         let name = if name.len() > LONGEST_NAME { &hashed[..] } else { name.as_bytes() };
         let mut bytes = Vec::with_capacity(1 + name.len() + 16);
@@ -68,21 +72,27 @@ impl Parts {
         };
         Self {
             key: envelope.ordering_key.as_ref().map(|_| digest(key)),
-            fields: digest(fields),
+            fields: digest(|envelope, content| {
+                fields(envelope, content);
+                content.time(envelope.expires_at);
+            }),
             headers: digest(headers),
             payload: digest(payload),
         }
     }
 }
 
-/// SHA-256 over everything that an envelope carries, of which the first half is kept.
-fn digest(envelope: &Envelope) -> [u8; 16] {
+/// SHA-256 over what is the same at each delivery of a message, of which the first half is kept. The history is in it,
+/// because a message that failed again since it was moved, and came back, is to be moved again. The expiry is not: of a
+/// foreign message it may be counted from its receipt.
+fn digest(envelope: &Envelope, history: Option<&History>) -> [u8; 16] {
     let mut content = Content(Sha256::new());
     for part in [key, fields, headers, payload] {
         part(envelope, &mut content);
         // No field begins with it: it would be a length.
         content.0.update([0xff; 8]);
     }
+    content.maybe(history.map(History::to_header).as_ref().map(String::as_bytes));
     content.half()
 }
 
@@ -104,7 +114,6 @@ fn fields(envelope: &Envelope, content: &mut Content) {
         content_encoding,
         correlation_id,
         reply_to,
-        expires_at,
         priority,
         idempotency_key,
         ..
@@ -115,9 +124,7 @@ fn fields(envelope: &Envelope, content: &mut Content) {
     {
         content.maybe(text.as_ref().map(String::as_bytes));
     }
-    for time in [time, expires_at] {
-        content.maybe(time.map(|time| time.as_millis().to_be_bytes()).as_ref().map(|bytes| &bytes[..]));
-    }
+    content.time(*time);
     content.maybe(priority.map(|priority| [priority]).as_ref().map(|bytes| &bytes[..]));
 }
 
@@ -159,6 +166,10 @@ impl Content {
         self.bytes(bytes);
     }
 
+    fn time(&mut self, time: Option<Timestamp>) {
+        self.maybe(time.map(|time| time.as_millis().to_be_bytes()).as_ref().map(|bytes| &bytes[..]));
+    }
+
     fn maybe(&mut self, bytes: Option<&[u8]>) {
         match bytes {
             Some(bytes) => self.tagged(1, bytes),
@@ -171,6 +182,7 @@ impl Content {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use throughline::Failure;
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> Envelope {
         let mut envelope = Envelope::foreign("a".into(), None);
@@ -184,10 +196,10 @@ mod tests {
         let with = |change: fn(&mut Envelope)| {
             let mut envelope = plain.clone();
             change(&mut envelope);
-            digest(&envelope)
+            digest(&envelope, None)
         };
         let mut all = vec![
-            digest(&plain),
+            digest(&plain, None),
             with(|e| e.id = "b".into()),
             with(|e| e.message_type = Some(String::new())),
             with(|e| e.source = Some(String::new())),
@@ -198,7 +210,6 @@ mod tests {
             with(|e| e.idempotency_key = Some(String::new())),
             with(|e| e.ordering_key = Some(bytes::Bytes::new())),
             with(|e| e.time = Some(throughline::Timestamp::from_millis(0))),
-            with(|e| e.expires_at = Some(throughline::Timestamp::from_millis(0))),
             with(|e| e.priority = Some(0)),
             with(|e| e.payload = None),
             with(|e| e.headers.append("x", "")),
@@ -210,10 +221,29 @@ mod tests {
         all.dedup();
         assert_eq!(all.len(), count, "two of them are the same");
         assert_eq!(
-            digest(&headers(&[("x", "1"), ("y", "2"), ("x", "3")])),
-            digest(&headers(&[("y", "2"), ("x", "1"), ("x", "3")]))
+            digest(&headers(&[("x", "1"), ("y", "2"), ("x", "3")]), None),
+            digest(&headers(&[("y", "2"), ("x", "1"), ("x", "3")]), None)
         );
-        assert_ne!(digest(&headers(&[("x", "1"), ("x", "3")])), digest(&headers(&[("x", "3"), ("x", "1")])));
+        assert_ne!(
+            digest(&headers(&[("x", "1"), ("x", "3")]), None),
+            digest(&headers(&[("x", "3"), ("x", "1")]), None)
+        );
+    }
+
+    #[test]
+    fn what_failed_again_is_another_message_and_a_moment_of_expiry_is_not() {
+        let plain = Envelope::foreign("a".into(), None);
+        let mut history = History::default();
+        history.push(Failure::new("http_503").dependency("ads-api"));
+        let once = digest(&plain, Some(&history));
+        history.push(Failure::new("http_503").dependency("ads-api"));
+        assert_ne!(digest(&plain, None), once);
+        assert_ne!(digest(&plain, Some(&history)), once);
+
+        let mut expiring = plain.clone();
+        expiring.expires_at = Some(Timestamp::from_millis(7));
+        assert_eq!(digest(&expiring, None), digest(&plain, None));
+        assert_ne!(Parts::of(&expiring), Parts::of(&plain), "it is compared all the same");
     }
 
     proptest! {
@@ -221,7 +251,7 @@ mod tests {
         fn another_content_or_name_is_another_message(a in "\\PC{0,200}", b in "\\PC{0,200}", x: Vec<u8>, y: Vec<u8>) {
             let of = |name: &str, payload: &[u8]| {
                 let envelope = Envelope::foreign("id".into(), Some(payload.to_vec().into()));
-                Identity::new(b'n', name, &envelope)
+                Identity::new(b'n', name, &envelope, None)
             };
             prop_assert_eq!(of(&a, &x) == of(&b, &y), (&a, &x) == (&b, &y));
             prop_assert!(of(&a, &x).as_bytes().len() <= 1 + LONGEST_NAME + 16);

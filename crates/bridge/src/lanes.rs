@@ -90,6 +90,11 @@ impl<T> Lanes<T> {
         due.into_iter().map(|(number, _, item)| (number, item)).collect()
     }
 
+    /// Those that wait, in order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.waiting.values().map(|(_, item)| item)
+    }
+
     /// How many wait.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.len()

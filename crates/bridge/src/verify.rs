@@ -21,6 +21,11 @@ pub enum Evidence {
         /// missing cannot be told.
         cut: bool,
     },
+    /// Reading back, or comparing, has failed: nothing is known but the sink's receipts.
+    Failed {
+        /// Why.
+        why: String,
+    },
     /// Nothing could be read back: the sink has confirmed each message, and that is all that is known.
     ReceiptsOnly {
         /// Why nothing could be read.
@@ -76,19 +81,24 @@ impl Verification {
     /// Whether what could be looked at is all right: nothing missing, changed or out of order. Duplicates are allowed: they
     /// are told.
     pub fn is_clean(&self) -> bool {
-        self.found.as_ref().is_none_or(|found| {
-            found.missing.unwrap_or(0) == 0
-                && found.reordered.unwrap_or(0) == 0
-                && found.changed_headers + found.changed_payload + found.changed_key + found.changed_fields
-                    == 0
-        })
+        let has_failed = matches!(self.evidence, Evidence::Failed { .. });
+        !has_failed
+            && self.found.as_ref().is_none_or(|found| {
+                found.missing.unwrap_or(0) == 0
+                    && found.reordered.unwrap_or(0) == 0
+                    && found.changed_headers
+                        + found.changed_payload
+                        + found.changed_key
+                        + found.changed_fields
+                        == 0
+            })
     }
 
     /// What it has come to, as a sentence or two.
     pub fn summary(&self) -> String {
         let verdict = if self.is_clean() { "all as sent" } else { "not all is as it was sent" };
         match &self.evidence {
-            Evidence::ReceiptsOnly { why } => {
+            Evidence::ReceiptsOnly { why } | Evidence::Failed { why } => {
                 format!("Could not be verified: {why}. What is known are the sink's receipts.")
             }
             Evidence::ReadBack { disturbed, cut } => {

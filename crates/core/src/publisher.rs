@@ -78,6 +78,9 @@ pub struct SendOptions {
     pub failed_attempts: u32,
     /// Those failures.
     pub history: Option<Arc<History>>,
+    /// The message's headers are left as they are, also where they carry no trace context: for what moves messages of
+    /// others. Its span links the context that they carry, if any.
+    pub verbatim: bool,
 }
 
 impl SendOptions {
@@ -197,8 +200,9 @@ impl Publisher {
     pub async fn enqueue(&self, envelope: impl Into<Arc<Envelope>>, options: SendOptions) -> Result<Pending> {
         let shared = &self.0.shared;
         let context = Context::current();
+        let verbatim = options.verbatim;
         let mut message = shared.message(envelope.into(), options);
-        let span = shared.send_span(&context, &mut message);
+        let span = shared.send_span(&context, &mut message, verbatim);
         let size = match shared.check(&message) {
             Ok(size) => size,
             Err(error) => {
@@ -471,7 +475,7 @@ impl Shared {
     }
 
     /// The send span of a single message. The envelope gets its context, unless it carries one already.
-    fn send_span(&self, parent: &Context, message: &mut Outgoing) -> Option<Context> {
+    fn send_span(&self, parent: &Context, message: &mut Outgoing, verbatim: bool) -> Option<Context> {
         let creation = trace::creation_context(&message.envelope.headers);
         let kind = if creation.is_some() { SpanKind::Client } else { SpanKind::Producer };
         let span = trace::start(parent, kind, None, || Description {
@@ -479,7 +483,7 @@ impl Shared {
             attributes: self.message_attributes("send", "publish", &message.envelope),
             links: creation.as_ref().and_then(trace::link).into_iter().collect(),
         });
-        if creation.is_none() {
+        if creation.is_none() && !verbatim {
             trace::carry(span.as_ref(), parent, &mut message.envelope);
         }
         span

@@ -35,7 +35,7 @@ impl Job {
 
     /// Its history goes along. Deliveries to the bridge are no attempts, so they are not counted.
     pub(super) fn options(&self) -> SendOptions {
-        let mut options = SendOptions::default();
+        let mut options = SendOptions { verbatim: true, ..SendOptions::default() };
         if let Some(history) = self.delivery.history() {
             options.failed_attempts = history.count();
             options.history = Some(Arc::new(history.clone()));
@@ -55,8 +55,10 @@ pub(crate) struct Done {
     pub(super) finished: Vec<Finished>,
     pub(super) failed: Vec<(u64, Job, Error)>,
     pub(super) totals: Totals,
-    /// The source did not take the ack.
-    pub(super) unacked: u64,
+    /// The source did not take the ack of these; `None` where one cannot be recognised.
+    pub(super) unacked: Vec<Option<Identity>>,
+    /// Known before, and acked now.
+    pub(super) acked_again: Vec<Identity>,
     /// The ledger failed: nothing was acked.
     pub(super) fatal: Option<Error>,
 }
@@ -67,17 +69,31 @@ impl Done {
         if deliveries.is_empty() {
             return self;
         }
+        let again = entries.is_empty();
+        let identities: Vec<_> = if again {
+            deliveries.iter().map(Identity::of).collect()
+        } else {
+            entries.iter().map(|entry| entry.identity.clone()).collect()
+        };
         match writer.note(entries, self.totals).await {
             Ok(copies) => {
                 self.totals.copies += copies;
                 let acked = Delivery::ack_all(deliveries).await;
-                let failed = acked.iter().filter_map(|ack| ack.as_ref().err());
-                self.unacked = failed.clone().count() as u64;
-                if let Some(error) = failed.clone().next_back() {
-                    tracing::debug!(%error, count = self.unacked, "acks have failed: these messages come again");
+                for (identity, ack) in identities.into_iter().zip(acked) {
+                    match ack {
+                        Ok(()) if again => self.acked_again.extend(identity),
+                        Ok(()) => {}
+                        Err(error) => {
+                            tracing::debug!(%error, "an ack has failed: the message comes again");
+                            self.unacked.push(identity);
+                        }
+                    }
                 }
             }
-            Err(error) => self.fatal = Some(error),
+            Err(error) => {
+                self.unacked = identities;
+                self.fatal = Some(error);
+            }
         }
         self
     }
@@ -112,6 +128,7 @@ pub(super) async fn reject(number: u64, job: Job, to: Publisher, writer: Writer)
         Ok(rejected) => {
             done.finished.push(job.finished());
             done.totals.rejected = 1;
+            done.totals.sent_again = job.sent_again;
             let entry = Entry { identity: job.identity, rejected: Some(rejected), sent: None };
             done.close(vec![entry], vec![job.delivery], &writer).await
         }

@@ -29,6 +29,7 @@ pub(super) struct Quiet {
 impl Copy<'_> {
     /// Every moment: whether patience is over, and whether to ask for the source's depth.
     pub(super) fn on_tick(&mut self) {
+        self.forget_lost();
         self.show();
         let now = Instant::now();
         if let (Some(patience), Some((since, error))) = (self.settings.patience, &self.trouble.since)

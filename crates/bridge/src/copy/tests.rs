@@ -272,8 +272,25 @@ async fn a_message_that_comes_again_while_it_is_on_its_way_is_sent_once() {
     };
     let (outcome, ()) = futures_util::future::join(rig.run(), meanwhile).await;
     assert_eq!((outcome.totals.moved, outcome.totals.already_moved), (1, 1), "{outcome:?}");
+    assert_eq!(outcome.unacked, 0, "its second delivery was acked");
     assert_eq!(rig.sink.texts(), ["1"]);
     assert_eq!(rig.acked(), [2], "the first delivery is lost with its connection");
+}
+
+/// A broker that blocks its publishers answers nothing for as long as it likes.
+#[tokio::test]
+async fn a_sink_that_answers_nothing_does_not_hold_up_the_end() {
+    let rig = Rig::new(|_| Reply::Silence);
+    for n in 0..500 {
+        rig.feed("", &n.to_string());
+    }
+    let began = Instant::now();
+    let outcome = rig.run_until(tokio::time::sleep(Duration::from_secs(1))).await;
+    assert!(matches!(outcome.end, End::Stopped), "{outcome:?}");
+    // Each send would wait for room as long as a send may take, 300 ms here: there is none from the third time on.
+    assert!(began.elapsed() < Duration::from_secs(30), "it took {:?}", began.elapsed());
+    assert_eq!((outcome.totals.moved, outcome.totals.sent_again), (0, 500), "{outcome:?}");
+    assert_eq!(rig.acked(), Vec::<u64>::new());
 }
 
 #[tokio::test]

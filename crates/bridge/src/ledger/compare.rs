@@ -69,7 +69,8 @@ pub(super) fn compare(transaction: &Transaction<'_>, seen: &[Sent]) -> rusqlite:
         changed_payload: changed("payload")?,
         changed_key: changed("key")?,
         changed_fields: changed("fields")?,
-        // By the first time that each is there, and the first time that it was sent.
+        // By the first time that each is there, and the first time that it was sent. Within a run: what an earlier one had
+        // sent and not noted is there before what this one sends again.
         reordered: Some(count(
             transaction,
             "WITH firsts AS (
@@ -77,7 +78,7 @@ pub(super) fn compare(transaction: &Transaction<'_>, seen: &[Sent]) -> rusqlite:
                  FROM temp.seen AS seen JOIN sent ON sent.id = seen.id WHERE sent.key IS NOT NULL GROUP BY sent.id
              ), before AS (
                  SELECT sent_at, max(sent_at) OVER (
-                     PARTITION BY key ORDER BY seen_at ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+                     PARTITION BY key, sent_at >> 40 ORDER BY seen_at ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
                  ) AS latest FROM firsts
              )
              SELECT count(*) FROM before WHERE sent_at < latest",

@@ -44,13 +44,14 @@ pub(crate) async fn run(args: &BridgeArgs, console: &Console, paint: Paint) -> R
     };
     close([Some(&from), Some(&to), reject.as_ref()], console).await;
     let report = report?;
+    // First, whatever comes of the page.
+    output::print(&if args.json { json_line(&report)? } else { show::report(&report, paint) })?;
     if let Some(file) = &args.html {
         let written = std::fs::write(file, report.html());
         written.map_err(|error| {
             Failure::new(Exit::Failed, format!("cannot write {}", file.display())).caused_by(&error)
         })?;
     }
-    output::print(&if args.json { json_line(&report)? } else { show::report(&report, paint) })?;
     end(&report)
 }
 

@@ -21,7 +21,7 @@ impl Running {
     /// Starts this program again, in a role.
     fn start(folder: &Path, role: &str, count: usize) -> Self {
         let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child", "--ignored", "--nocapture"])
+            .args(["--exact", "child", "--nocapture"])
             .env("SQLITE_TEST_FOLDER", folder)
             .env("SQLITE_TEST_ROLE", role)
             .env("SQLITE_TEST_COUNT", count.to_string())
@@ -110,8 +110,8 @@ fn integrity(folder: &Path) -> (String, i64) {
     (check, sql.query_row(held, [], |row| row.get(0)).unwrap())
 }
 
+/// Not a test of its own: started by the tests of this file.
 #[tokio::test]
-#[ignore = "started by the tests of this file"]
 async fn child() {
     let Some(folder) = std::env::var_os("SQLITE_TEST_FOLDER").map(PathBuf::from) else { return };
     let count: usize = std::env::var("SQLITE_TEST_COUNT").unwrap().parse().unwrap();

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use throughline_core::{Delivery, Error, Failure, Publisher, Result, Timestamp};
+use throughline_core::{Delivery, Error, ErrorKind, Failure, Publisher, Result, Timestamp};
 
 use super::timeout::Interruption;
 use super::trace::{interruption, is_late};
@@ -43,15 +43,25 @@ pub(crate) async fn settle(
     failure: Failure,
 ) -> Result<Done> {
     for tries in 1.. {
-        let Err(error) = once(shared, &mut delivery, decision, failure.clone()).await else {
+        // Where it is sent to another place, it is that one's error, and sending may be given up.
+        let elsewhere = decision == Decision::Bury && shared.dead_letter.is_some();
+        let tried = tokio::select! {
+            biased;
+            tried = once(shared, &mut delivery, decision, failure.clone()) => Some(tried),
+            _ = interruption(shared, std::future::pending()), if elsewhere => None,
+        };
+        let Some(tried) = tried else {
+            let text = "the time to drain was over before the dead letter was accepted";
+            let error = Error::new(ErrorKind::Timeout, text);
+            return let_go(delivery, decision, failure, SHORTEST, error).await;
+        };
+        let Err(error) = tried else {
             if decision == Decision::Bury && shared.dead_letter.is_some() {
                 // Were this tried again, it would be sent there twice: told, as any ack that fails.
                 delivery.ack().await?;
             }
             return Ok(Done::Yes);
         };
-        // Where it was sent to another place, it is that one's error.
-        let elsewhere = decision == Decision::Bury && shared.dead_letter.is_some();
         if delivery.is_lease_lost() || (!elsewhere && is_late(&error)) {
             return Err(error);
         }
