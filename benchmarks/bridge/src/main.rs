@@ -120,8 +120,9 @@ fn main() -> Result<()> {
 async fn run(cli: Cli) -> Result<()> {
     let load = Load { messages: cli.messages.next_multiple_of(IN_FLIGHT), bytes: cli.bytes };
     let mut moves = vec![Move::new("memory to SQLite")];
-    let brokers = cli.rabbitmq.as_deref().zip(cli.kafka.as_deref());
-    moves.extend(brokers.map(|_| Move::new("RabbitMQ to Kafka")));
+    let given = |url: &Option<String>| url.clone().filter(|url| !url.is_empty());
+    let brokers = given(&cli.rabbitmq).zip(given(&cli.kafka));
+    moves.extend(brokers.as_ref().map(|_| Move::new("RabbitMQ to Kafka")));
     for round in 0..=cli.rounds {
         for at in 0..moves.len() * 2 {
             // Another goes first in each round.
@@ -134,7 +135,7 @@ async fn run(cli: Cli) -> Result<()> {
                 if by_hand { "by hand" } else { "bridge" }
             );
             let folder = tempfile::tempdir_in(&cli.folder)?;
-            let span = match (at / 2, brokers) {
+            let span = match (at / 2, &brokers) {
                 (1, Some((rabbitmq, kafka))) => {
                     rabbitmq_to_kafka::run(rabbitmq, kafka, folder.path(), load, by_hand).await?
                 }

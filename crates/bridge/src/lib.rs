@@ -10,8 +10,9 @@
 //!    ([`Rest`] says otherwise).
 //! 2. One that was *moved before*, by this run or one that was killed, is acked and not sent again. It is recognised by the
 //!    broker's own id or place of it, or by the envelope's id where the broker says that this is no first delivery, and in
-//!    both cases by a digest of its content, so that a stranger's ids cannot make two messages one. An id that was made up
-//!    at this delivery is no identity. What the source holds twice is moved twice, and counted (`copies`).
+//!    both cases by a digest of its content and history, so that a stranger's ids cannot make two messages one. An id that was made up
+//!    at this delivery is no identity. What the source holds twice is moved twice, and counted (`copies`),
+//!    unless both are said to be redelivered: then nothing tells them apart.
 //! 3. It is *sent*, many at a time, in the order of arrival: id, key, times, type, payload and all headers as they came, the
 //!    creation context verbatim; the send's span links it. [`Map`] renames what it is told to. Its history goes along;
 //!    deliveries to the bridge are no attempts.
@@ -28,8 +29,8 @@
 //! # Order
 //!
 //! Messages of one key arrive in order, as far as both transports know an order: where the sink could let a later message
-//! overtake a failed one (RabbitMQ, SQS FIFO), one message of a key is on its way at a time ([`pipelined`](Bridge::pipelined) says otherwise). A refused message leaves its
-//! place; one that comes again after a lost lease comes later.
+//! overtake a failed one (RabbitMQ, SQS FIFO), one message of a key is on its way at a time
+//! ([`pipelined`](Bridge::pipelined) says otherwise). A refused message leaves its place; one that comes again after a lost lease comes later.
 //!
 //! # Who owns what
 //!
