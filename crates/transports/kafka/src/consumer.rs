@@ -170,7 +170,7 @@ fn client(cluster: &Cluster, group: &str, destination: &Destination, shared: Arc
             ("enable.auto.offset.store", "false"),
         ],
     );
-    config.create_with_context(Context::new(shared, destination.drain)).map_err(error::map)
+    config.create_with_context(Context::new(shared, destination.drain, is_classic)).map_err(error::map)
 }
 
 #[async_trait]
