@@ -235,6 +235,14 @@ impl driver::Consumer for Consumer {
         results
     }
 
+    /// It is the polling thread that commits.
+    fn ack_now(&self, tokens: &[Token]) -> Option<Vec<Result<()>>> {
+        let mut state = self.shared.state();
+        let results = tokens.iter().map(|token| state.settle(token, self.shared.keep_order)).collect();
+        self.shared.tell(&state);
+        Some(results)
+    }
+
     async fn extend(&self, tokens: &[Token], _: Duration) -> Vec<Result<()>> {
         let error = Error::new(ErrorKind::Unsupported, "Kafka's deliveries have no lease to extend");
         tokens.iter().map(|_| Err(error.clone())).collect()
