@@ -133,22 +133,22 @@ fn headers(envelope: &Envelope, content: &mut Content) {
     sorted.sort_by_key(|(name, _)| *name);
     for (name, value) in sorted {
         content.bytes(name.as_bytes());
-        match value {
-            HeaderValue::Text(text) => content.tagged(b't', text.as_bytes()),
-            HeaderValue::Bytes(bytes) => content.tagged(b'b', bytes),
-            HeaderValue::Null => content.tagged(b'n', &[]),
-            HeaderValue::Typed { kind, text } => {
-                content.tagged(b'k', kind.as_bytes());
-                content.bytes(text.as_bytes());
-            }
-        }
+        content.header(value);
     }
 }
 
-struct Content(Sha256);
+/// Digests a sequence of values.
+pub(crate) struct Content(pub(crate) Sha256);
 
 impl Content {
-    fn half(self) -> [u8; 16] {
+    pub(crate) fn of(put: impl FnOnce(&mut Self)) -> [u8; 16] {
+        let mut content = Self(Sha256::new());
+        put(&mut content);
+        content.half()
+    }
+
+    /// The first half of the digest.
+    pub(crate) fn half(self) -> [u8; 16] {
         let whole: [u8; 32] = self.0.finalize().into();
         let mut half = [0; 16];
         half.iter_mut().zip(whole).for_each(|(to, from)| *to = from);
@@ -156,9 +156,21 @@ impl Content {
     }
 
     /// With its length before it, so that no two sequences of fields are the same bytes.
-    fn bytes(&mut self, bytes: &[u8]) {
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
         self.0.update((bytes.len() as u64).to_be_bytes());
         self.0.update(bytes);
+    }
+
+    pub(crate) fn header(&mut self, value: &HeaderValue) {
+        match value {
+            HeaderValue::Text(text) => self.tagged(b't', text.as_bytes()),
+            HeaderValue::Bytes(bytes) => self.tagged(b'b', bytes),
+            HeaderValue::Null => self.tagged(b'n', &[]),
+            HeaderValue::Typed { kind, text } => {
+                self.tagged(b'k', kind.as_bytes());
+                self.bytes(text.as_bytes());
+            }
+        }
     }
 
     fn tagged(&mut self, tag: u8, bytes: &[u8]) {

@@ -59,9 +59,12 @@
 //! twice, changed (key, fields, headers, payload) or out of order in its key. The report names the level of the evidence:
 //! *read back* without a trace (Kafka, SQLite, memory), *read back* with delivery counts rising (RabbitMQ, SQS), or *receipts
 //! only* where the sink shows nothing or could not be read; then only what the sink has confirmed is known.
+//!
+//! [`Comparison`] reads any two destinations and compares them, without a bridge.
 
 mod bridge;
 mod compare;
+mod comparison;
 mod copy;
 mod dry;
 mod dual;
@@ -80,6 +83,7 @@ mod verdict;
 mod verify;
 
 pub use bridge::Bridge;
+pub use comparison::{Changed, ChangedMessage, Comparison, Differences, Messages, Reading, Side};
 pub use dry::DryRun;
 pub use dual::{DualOptions, DualPublisher, DualReceipt, Lead};
 pub use filter::{Filter, Rest};
