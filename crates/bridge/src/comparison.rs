@@ -1,5 +1,6 @@
 //! Two destinations, read and compared.
 
+mod pairing;
 mod row;
 mod store;
 
@@ -10,20 +11,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use throughline::capabilities::{Browse, Level};
-use throughline::{Bus, Envelope, Error, ErrorKind, Result};
-use tokio::sync::{mpsc, oneshot};
+use throughline::capabilities::Level;
+use throughline::{Bus, Result};
 
 use crate::filter::Filter;
 use crate::map::Map;
-use store::{Place, Store};
+pub(crate) use pairing::Pairing;
+pub(crate) use row::{Expiry, Row};
+pub(crate) use store::Place;
 
-/// So many pieces wait to be put on disk.
-const WAITING: usize = 4;
 /// So many messages are read of each side, where nothing else is said.
 const AT_MOST: usize = 1_000_000;
 /// So many examples of each difference.
-const EXAMPLES: usize = 20;
+pub(crate) const EXAMPLES: usize = 20;
 
 /// Reads two destinations and compares what is in them: what is in both, in one only, changed, there more often, and out
 /// of order in its key.
@@ -224,70 +224,24 @@ impl Comparison {
     ///
     /// Errors: what reading a side, or writing the file, fails with; `Conflict` where the file exists.
     pub async fn run(self) -> Result<Differences> {
-        let (commands, queue) = mpsc::channel(WAITING);
-        let (file, examples) = (self.file.clone(), self.examples);
-        let working = tokio::task::spawn_blocking(move || work(Store::open(file.as_deref())?, queue));
-        let compared = self.read(&commands, examples).await;
-        drop(commands);
-        // Why it takes no more commands, where it does not.
-        let worked = working.await.map_err(gone)?;
-        let (first, second, found) = worked.and(compared)?;
+        let mut pairing = Pairing::open(self.file.clone(), Expiry::There);
+        let expected = |envelope: Arc<_>| self.filter.takes(&envelope).then(|| self.map.apply(&envelope));
+        let first = pairing.read(Place::First, &self.first, self.at_most, expected).await?;
+        let second = pairing.read(Place::Second, &self.second, self.at_most, Some).await?;
+        let found = pairing.compare(self.examples).await?;
         let is_ordered = [&self.first, &self.second].iter().all(|bus| bus.capabilities().order != Level::No);
+        let ([only_first, only_second], [more_in_first, more_in_second]) = (found.only, found.more);
         Ok(Differences {
             first,
             second,
             same: found.same,
-            only_first: found.only[0].clone(),
-            only_second: found.only[1].clone(),
-            more_in_first: found.more[0].clone(),
-            more_in_second: found.more[1].clone(),
+            only_first,
+            only_second,
+            more_in_first,
+            more_in_second,
             changed: found.changed,
             out_of_order: is_ordered.then_some(found.out_of_order),
         })
-    }
-
-    async fn read(
-        &self,
-        commands: &mpsc::Sender<Command>,
-        examples: usize,
-    ) -> Result<(Side, Side, store::Found)> {
-        let first = self.side(&self.first, Place::First, commands).await?;
-        let second = self.side(&self.second, Place::Second, commands).await?;
-        let (answer, answered) = oneshot::channel();
-        send(commands, Command::Compare(examples, answer)).await?;
-        Ok((first, second, answered.await.map_err(gone)?))
-    }
-
-    async fn side(&self, bus: &Bus, place: Place, commands: &mpsc::Sender<Command>) -> Result<Side> {
-        let address = bus.address().to_string();
-        let disturbed = match bus.capabilities().browse {
-            Browse::Native => false,
-            Browse::Disturbing => true,
-            Browse::No => {
-                let transport = bus.capabilities().transport;
-                let why = format!("{transport} cannot show messages without consuming them");
-                return Ok(Side { address, read: 0, evidence: Reading::Nothing { why } });
-            }
-        };
-        // One more, to know whether there are more.
-        let mut browsing = bus.browse_pieces("", self.at_most.saturating_add(1))?;
-        let (mut shown, mut read) = (0, 0);
-        while let Some(piece) = browsing.next().await? {
-            let room = self.at_most.get().saturating_sub(shown);
-            shown += piece.len();
-            let envelopes = piece.into_iter().take(room).map(|delivery| delivery.envelope);
-            let expected: Vec<_> = match place {
-                Place::First => envelopes
-                    .filter(|envelope| self.filter.takes(envelope))
-                    .map(|envelope| self.map.apply(&envelope))
-                    .collect(),
-                Place::Second => envelopes.collect(),
-            };
-            read += expected.len() as u64;
-            send(commands, Command::Add(place, expected)).await?;
-        }
-        let cut = shown > self.at_most.get();
-        Ok(Side { address, read, evidence: Reading::ReadBack { disturbed, cut } })
     }
 }
 
@@ -299,34 +253,6 @@ impl fmt::Debug for Comparison {
             .field("at_most", &self.at_most)
             .finish_non_exhaustive()
     }
-}
-
-enum Command {
-    Add(Place, Vec<Arc<Envelope>>),
-    Compare(usize, oneshot::Sender<store::Found>),
-}
-
-async fn send(commands: &mpsc::Sender<Command>, command: Command) -> Result<()> {
-    commands.send(command).await.map_err(gone)
-}
-
-fn gone(_: impl fmt::Debug) -> Error {
-    Error::new(ErrorKind::Internal, "the comparison's thread failed")
-}
-
-/// Until nobody asks any more.
-fn work(mut store: Store, mut queue: mpsc::Receiver<Command>) -> Result<()> {
-    while let Some(command) = queue.blocking_recv() {
-        match command {
-            Command::Add(place, envelopes) => store.add(place, &envelopes)?,
-            Command::Compare(examples, answer) => {
-                let found = store.compare(examples)?;
-                // That nobody waits for it any more is no failure.
-                let _ = answer.send(found);
-            }
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -9,22 +9,32 @@ use throughline::{Envelope, HeaderValue, IdOrigin};
 use crate::identity::Content;
 
 /// Half of a SHA-256.
-pub(super) type Half = [u8; 16];
+pub(crate) type Half = [u8; 16];
 /// Enough to tell which part differs, where the halves say that something does.
 const SHORT: usize = 8;
 /// Stands where a field's number would: a header, whose name follows.
 const HEADER: u8 = u8::MAX;
 
+/// What of an expiry is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expiry {
+    /// When it is.
+    Exact,
+    /// Whether there is one: of a foreign message it is counted from its receipt.
+    There,
+}
+
 /// A message, as it is compared.
-pub(super) struct Row {
-    pub(super) id: String,
+#[derive(Clone, Debug)]
+pub(crate) struct Row {
+    pub(crate) id: String,
     /// Whether the id was made up at this reading.
-    pub(super) is_made_up: bool,
-    pub(super) key: Option<Half>,
+    pub(crate) is_made_up: bool,
+    pub(crate) key: Option<Half>,
     /// Of everything but the id.
-    pub(super) content: Half,
+    pub(crate) content: Half,
     /// For each field that is there, its number and a short digest; for each header, its name and one.
-    pub(super) parts: Vec<u8>,
+    pub(crate) parts: Vec<u8>,
 }
 
 type Field = (&'static str, fn(&Envelope) -> Option<Cow<'_, [u8]>>);
@@ -43,20 +53,22 @@ const FIELDS: [Field; 12] = [
     ("content encoding", |e| text(e.content_encoding.as_ref())),
     ("correlation id", |e| text(e.correlation_id.as_ref())),
     ("reply-to", |e| text(e.reply_to.as_ref())),
-    // Whether there is one.
-    ("expiry", |e| e.expires_at.map(|_| Cow::Borrowed(&[][..]))),
+    ("expiry", |e| e.expires_at.map(|at| at.as_millis().to_be_bytes().to_vec().into())),
     ("priority", |e| e.priority.map(|priority| vec![priority].into())),
     ("idempotency key", |e| text(e.idempotency_key.as_ref())),
     ("payload", |e| e.payload.as_deref().map(Cow::Borrowed)),
 ];
 
 impl Row {
-    pub(super) fn of(envelope: &Envelope) -> Self {
+    pub(crate) fn of(envelope: &Envelope, expiry: Expiry) -> Self {
         let mut whole = Sha256::new();
         let mut parts = Vec::new();
         let mut key = None;
         for ((name, value), number) in FIELDS.iter().zip(0_u8..) {
-            let Some(value) = value(envelope) else { continue };
+            let Some(mut value) = value(envelope) else { continue };
+            if *name == "expiry" && expiry == Expiry::There {
+                value = Cow::Borrowed(&[]);
+            }
             let digest = Content::of(|content| content.bytes(&value));
             if *name == "ordering key" {
                 key = Some(digest);
@@ -95,7 +107,7 @@ type Name<'a> = (u8, &'a [u8]);
 type Digest<'a> = &'a [u8];
 
 /// The parts in which two messages differ, by name.
-pub(super) fn differences(first: &[u8], second: &[u8]) -> Vec<String> {
+pub(crate) fn differences(first: &[u8], second: &[u8]) -> Vec<String> {
     let (first, second) =
         (Named(first).collect::<BTreeMap<_, _>>(), Named(second).collect::<BTreeMap<_, _>>());
     let names: BTreeSet<Name<'_>> = first.keys().chain(second.keys()).copied().collect();

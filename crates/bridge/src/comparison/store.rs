@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, params};
 use throughline::{Envelope, Error, ErrorKind, Result};
 
-use super::row::{self, Row};
+use super::row::{self, Expiry, Row};
 use super::{Changed, ChangedMessage, Messages};
 
 /// So many different parts are counted by name: names of headers are given by strangers.
@@ -14,32 +14,33 @@ const PARTS: usize = 1000;
 
 /// One of the two sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(crate) enum Place {
     First = 0,
     Second = 1,
 }
 
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Found {
-    pub(super) same: u64,
+pub(crate) struct Found {
+    pub(crate) same: u64,
     /// Of each side: what the other has not at all.
-    pub(super) only: [Messages; 2],
+    pub(crate) only: [Messages; 2],
     /// Of each side: what the other has, but not as often.
-    pub(super) more: [Messages; 2],
-    pub(super) changed: Changed,
-    pub(super) out_of_order: Messages,
+    pub(crate) more: [Messages; 2],
+    pub(crate) changed: Changed,
+    pub(crate) out_of_order: Messages,
 }
 
-pub(super) struct Store {
+pub(crate) struct Store {
     connection: Connection,
     /// How many messages each side has.
     count: [i64; 2],
+    expiry: Expiry,
 }
 
 impl Store {
     /// Without a path it is a temporary file of SQLite's own.
-    pub(super) fn open(path: Option<&Path>) -> Result<Self> {
+    pub(crate) fn open(path: Option<&Path>, expiry: Expiry) -> Result<Self> {
         if let Some(path) = path.filter(|path| path.exists()) {
             let text = format!("{} exists; name a new file for the comparison", path.display());
             return Err(Error::new(ErrorKind::Conflict, text));
@@ -52,32 +53,43 @@ impl Store {
                 include_str!("schema.sql")
             ))
             .map_err(failed)?;
-        Ok(Self { connection, count: [0; 2] })
+        Ok(Self { connection, count: [0; 2], expiry })
     }
 
     /// Adds messages, in the order of their side.
-    pub(super) fn add(&mut self, place: Place, envelopes: &[Arc<Envelope>]) -> Result<()> {
-        self.try_add(place, envelopes).map_err(failed)
+    pub(crate) fn add(&mut self, place: Place, envelopes: &[Arc<Envelope>]) -> Result<()> {
+        let expiry = self.expiry;
+        let [first, second] = &mut self.count;
+        let count = if place == Place::First { first } else { second };
+        let from = *count;
+        *count += i64::try_from(envelopes.len()).unwrap_or(i64::MAX);
+        let rows = envelopes.iter().map(|envelope| Row::of(envelope, expiry));
+        self.add_rows(place, (from..).zip(rows))
     }
 
-    fn try_add(&mut self, place: Place, envelopes: &[Arc<Envelope>]) -> rusqlite::Result<()> {
+    /// Adds messages, each at a place of its own in the order of their side.
+    pub(crate) fn add_rows(
+        &mut self,
+        place: Place,
+        rows: impl IntoIterator<Item = (i64, Row)>,
+    ) -> Result<()> {
+        self.try_add(place, rows).map_err(failed)
+    }
+
+    fn try_add(&mut self, side: Place, rows: impl IntoIterator<Item = (i64, Row)>) -> rusqlite::Result<()> {
         let transaction = self.connection.transaction()?;
         {
             let mut insert =
                 transaction.prepare_cached("INSERT INTO message VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?;
-            let [first, second] = &mut self.count;
-            let count = if place == Place::First { first } else { second };
-            for envelope in envelopes {
-                let Row { id, is_made_up, key, content, parts } = Row::of(envelope);
-                insert.execute(params![place as i64, *count, id, is_made_up, key, content, parts])?;
-                *count += 1;
+            for (place, Row { id, is_made_up, key, content, parts }) in rows {
+                insert.execute(params![side as i64, place, id, is_made_up, key, content, parts])?;
             }
         }
         transaction.commit()
     }
 
     /// Pairs the messages, and tells what has no counterpart, or another one.
-    pub(super) fn compare(&mut self, examples: usize) -> Result<Found> {
+    pub(crate) fn compare(&mut self, examples: usize) -> Result<Found> {
         self.try_compare(examples).map_err(failed)
     }
 
@@ -149,9 +161,11 @@ const KNOWN: &str = "(EXISTS (SELECT 1 FROM message AS other WHERE other.side = 
      OR EXISTS (SELECT 1 FROM message AS other WHERE other.side = 1 - this.side AND other.content = this.content \
      AND (other.is_made_up OR this.is_made_up)))";
 
-/// Those of a key that come in the second after one that is later in the first.
+/// Those of a key that come in the second after one that is later in the first. Within a run of a bridge, which is in the
+/// upper bits of the places of what it has sent: what an earlier one had sent and not noted is there before what this one
+/// sends again.
 const OUT_OF_ORDER: &str = "FROM (SELECT one.id AS id, pair.second AS place, pair.first AS was, \
-         max(pair.first) OVER (PARTITION BY one.key ORDER BY pair.second \
+         max(pair.first) OVER (PARTITION BY one.key, one.place >> 40 ORDER BY pair.second \
              ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS latest \
      FROM pair JOIN message AS one ON one.side = 0 AND one.place = pair.first \
      JOIN message AS other ON other.side = 1 AND other.place = pair.second \

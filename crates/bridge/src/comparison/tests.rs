@@ -1,13 +1,14 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use throughline::{IdOrigin, Timestamp};
+use throughline::{Envelope, ErrorKind, IdOrigin, Timestamp};
 
 use super::*;
-use row::{Row, differences};
-use store::Found;
+use row::differences;
+use store::{Found, Store};
 
 /// Few ids, keys and contents, so that all of them meet.
 fn message() -> impl Strategy<Value = Arc<Envelope>> {
@@ -21,7 +22,8 @@ fn message() -> impl Strategy<Value = Arc<Envelope>> {
 
 /// The same, one message after the other, as [`Comparison`] says it.
 fn naive(first: &[Arc<Envelope>], second: &[Arc<Envelope>]) -> Found {
-    let sides = [first, second].map(|side| side.iter().map(|envelope| Row::of(envelope)).collect::<Vec<_>>());
+    let sides = [first, second]
+        .map(|side| side.iter().map(|envelope| Row::of(envelope, Expiry::There)).collect::<Vec<_>>());
     let [first, second] = &sides;
     let mut paired: [BTreeMap<usize, usize>; 2] = Default::default();
     let mut pairs = BTreeMap::new();
@@ -80,7 +82,7 @@ fn naive(first: &[Arc<Envelope>], second: &[Arc<Envelope>]) -> Found {
 }
 
 fn compared(first: &[Arc<Envelope>], second: &[Arc<Envelope>]) -> Found {
-    let mut store = Store::open(None).unwrap();
+    let mut store = Store::open(None, Expiry::There).unwrap();
     store.add(Place::First, first).unwrap();
     store.add(Place::Second, second).unwrap();
     store.compare(1000).unwrap()
@@ -118,7 +120,7 @@ fn every_part_is_named_and_no_value_is() {
         let mut envelope = plain.clone();
         envelope.headers = [("x", "hunter2"), ("y", "hunter2")].into_iter().collect();
         change(&mut envelope);
-        Row::of(&envelope).parts
+        Row::of(&envelope, Expiry::There).parts
     };
     let left = with(|_| {});
     for (change, expected) in [
@@ -144,6 +146,18 @@ fn every_part_is_named_and_no_value_is() {
         let expected: Vec<_> = expected.into_iter().map(str::to_owned).collect();
         assert_eq!(differences(&left, &with(change)), expected);
     }
+    let expiring = |at| {
+        let mut envelope = plain.clone();
+        envelope.expires_at = Some(Timestamp::from_millis(at));
+        envelope
+    };
+    let content = |at, expiry| Row::of(&expiring(at), expiry).content;
+    assert_eq!(
+        content(1, Expiry::There),
+        content(2, Expiry::There),
+        "a foreign one is counted from its receipt"
+    );
+    assert_ne!(content(1, Expiry::Exact), content(2, Expiry::Exact));
 }
 
 async fn queue(name: &str) -> Bus {
