@@ -6,14 +6,13 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params};
 use throughline::{Error, ErrorKind, Result, Timestamp};
 
-use super::{Before, Entry, compare};
+use super::{Before, Entry, sent};
 use crate::identity::Identity;
 use crate::report::{Rejected, Totals};
-use crate::verify::{Found, Sent};
 
 /// "TLbr": what `PRAGMA application_id` says of a ledger of ours.
 const APPLICATION_ID: i32 = 0x544c_6272;
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 /// How many identities one table takes before the older is emptied: at least so many are remembered, and the file stays
 /// below some 100 bytes for twice as many. Far more than any broker delivers again after it took an ack.
 const GENERATION: i64 = 1_000_000;
@@ -189,7 +188,7 @@ impl Begun<'_> {
                     copies += u64::from(is_copy);
                 }
                 if let Some(sent) = &entry.sent {
-                    compare::note(&self.transaction, run, sent)?;
+                    sent::note(&self.transaction, run, sent)?;
                 }
                 if let Some(Rejected { id, message_type, class, reason, .. }) = &entry.rejected {
                     reject.execute(params![now.as_millis(), id, message_type, class, reason])?;
@@ -248,11 +247,11 @@ impl Begun<'_> {
     }
 
     pub(super) fn expected(&mut self) -> Result<u64> {
-        compare::expected(&self.transaction).map_err(|error| of(error, None))
+        sent::expected(&self.transaction).map_err(|error| of(error, None))
     }
 
-    pub(super) fn compare(&mut self, seen: &[Sent]) -> Result<(u64, Found)> {
-        compare::compare(&self.transaction, seen).map_err(|error| of(error, None))
+    pub(super) fn sent(&mut self, after: i64) -> Result<sent::Page> {
+        sent::page(&self.transaction, after).map_err(|error| of(error, None))
     }
 
     pub(super) fn end(&mut self, run: RunId, settled: bool, now: Timestamp) -> Result<Vec<Rejected>> {
