@@ -20,7 +20,7 @@ use rdkafka::{ClientContext, TopicPartitionList};
 mod produce;
 mod records;
 
-pub(crate) use produce::{HeaderList, Refused, Report, Sent, Topic, flush, produce, reports};
+pub(crate) use produce::{HeaderList, Refused, Report, Sent, Topic, flush, produce, reports, wake};
 pub(crate) use records::{Record, Records};
 
 const OK: rd_kafka_resp_err_t = rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
