@@ -1,7 +1,8 @@
-"""A foreign Kafka client for the interoperability tests: `get SERVERS TOPIC` or `put SERVERS TOPIC < message.json`.
+"""A foreign Kafka client for the interoperability tests: `get | get-all SERVERS TOPIC` or `put SERVERS TOPIC < message.json`.
 
 It knows nothing of Throughline. `get` prints the first record of the topic as JSON, every header with the Python type of
 its value; `put` publishes the JSON it reads: {"body": text, "key": text or null, "headers": [[name, text or null], ...]}.
+`get-all` prints all records of all partitions, a line each, with body and key in hexadecimal digits.
 """
 
 import json
@@ -46,5 +47,24 @@ def put(servers, topic):
         sys.exit(str(failed[0]))
 
 
+def get_all(servers, topic):
+    consumer = Consumer({"bootstrap.servers": servers, "group.id": "foreign", "enable.auto.commit": False})
+    partitions = [TopicPartition(topic, number, 0) for number in consumer.list_topics(topic, 20).topics[topic].partitions]
+    left = {partition.partition: consumer.get_watermark_offsets(partition, 20)[1] for partition in partitions}
+    consumer.assign(partitions)
+    while any(left.values()):
+        message = consumer.poll(20)
+        if message is None or message.error():
+            sys.exit(f"no more records in {topic} within 20 s: {message and message.error()}")
+        if message.offset() + 1 >= left[message.partition()]:
+            left[message.partition()] = 0
+        print(json.dumps({
+            "body": message.value() and message.value().hex(),
+            "key": message.key() and message.key().hex(),
+            "headers": [[name, typed(value)] for name, value in message.headers() or []],
+        }))
+    consumer.close()
+
+
 command, servers, topic = sys.argv[1:4]
-{"get": get, "put": put}[command](servers, topic)
+{"get": get, "get-all": get_all, "put": put}[command](servers, topic)

@@ -1,7 +1,9 @@
-"""A foreign AMQP client for the interoperability tests: `get URL QUEUE` or `put URL QUEUE < message.json`.
+"""A foreign AMQP client for the interoperability tests: `get | put | get-all | put-all URL QUEUE`.
 
 It knows nothing of Throughline. `get` prints one message as JSON, with the Python type of every header; `put` publishes
-the JSON it reads: {"body": text, "headers": {...}, "properties": {...}}.
+the JSON it reads: {"body": text, "headers": {...}, "properties": {...}}. `put-all` publishes one such message a line, where
+{"hex": text} stands for bytes and {"time": seconds} for a time, in the body and in headers; `get-all` prints what the queue
+holds in the same form, with all properties, and takes it.
 """
 
 import datetime
@@ -42,7 +44,45 @@ def put(channel, queue):
     channel.basic_publish("", queue, message["body"].encode("utf-8"), properties, mandatory=True)
 
 
+def decoded(members):
+    if members.keys() == {"hex"}:
+        return bytes.fromhex(members["hex"])
+    if members.keys() == {"time"}:
+        return datetime.datetime.fromtimestamp(members["time"], datetime.timezone.utc)
+    return members
+
+
+def encoded(value):
+    if isinstance(value, bytes):
+        return {"hex": value.hex()}
+    if isinstance(value, datetime.datetime):
+        return {"time": int(value.replace(tzinfo=datetime.timezone.utc).timestamp())}
+    return str(value)
+
+
+def put_all(channel, queue):
+    channel.confirm_delivery()
+    for line in sys.stdin:
+        message = json.loads(line, object_hook=decoded)
+        body = message["body"]
+        body = body if isinstance(body, bytes) else body.encode("utf-8")
+        properties = pika.BasicProperties(headers=message.get("headers"), **message.get("properties", {}))
+        channel.basic_publish("", queue, body, properties, mandatory=True)
+
+
+def get_all(channel, queue):
+    while True:
+        method, properties, body = channel.basic_get(queue)
+        if method is None:
+            return
+        channel.basic_ack(method.delivery_tag)
+        properties = {name: value for name, value in vars(properties).items() if value is not None}
+        headers = properties.pop("headers", None)
+        print(json.dumps({"body": body, "headers": headers, "properties": properties}, default=encoded))
+
+
 command, url, queue = sys.argv[1:4]
 connection = pika.BlockingConnection(pika.URLParameters(url))
-{"get": get, "put": put}[command](connection.channel(), queue)
+commands = {"get": get, "put": put, "get-all": get_all, "put-all": put_all}
+commands[command](connection.channel(), queue)
 connection.close()

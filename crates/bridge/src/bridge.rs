@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ use crate::ledger::Ledger;
 use crate::map::Map;
 use crate::progress::Progress;
 use crate::report::Report;
-use crate::verify::{self, Evidence, Verification};
+use crate::verify::{Account, Verifying};
 
 /// So long a sink may take to close.
 const CLOSING: Duration = Duration::from_secs(30);
@@ -247,8 +248,13 @@ impl Bridge {
 
     /// Reads the sink back at the end, at most so many messages, and compares them with what was sent: what is missing,
     /// twice, changed, or out of order in its key. The report names the level of the evidence: where the sink shows
-    /// nothing, that is said. What is read is in memory at once, some hundred bytes and the message each; the ledger keeps
-    /// digests, some 150 bytes a message.
+    /// nothing, that is said.
+    ///
+    /// Reads the source before, too, where that leaves no trace (Kafka, SQLite, memory), at most so many messages: what was
+    /// there and is in the end neither sent, rejected nor left is missing. Of other sources only what the broker counts is
+    /// known: reading them would raise the delivery counts of messages that are yet to be moved.
+    ///
+    /// Memory stays flat: digests, some 250 bytes a message, are in the ledger and in temporary files.
     ///
     /// It compares with all that this run has sent, and those before it with the same ledger that did not end in order. A
     /// consumer at the sink meanwhile makes messages look missing.
@@ -286,6 +292,12 @@ impl Bridge {
         } else {
             Ledger::open(path, from.clone(), to.clone(), in_flight).await?
         };
+        let mut shutdown = pin!(shutdown);
+        let (account, is_stopped) = tokio::select! {
+            biased;
+            account = self.account() => (account, false),
+            () = &mut shutdown => (None, true),
+        };
         let mut consumer = match self.from.consumer_of("", self.consume_options()).await {
             Ok(consumer) => consumer,
             Err(error) => {
@@ -295,7 +307,12 @@ impl Bridge {
         };
         let sinks = Sinks { sink: sink.clone(), reject: reject.clone() };
         let copy = Copy::new(&self.settings, sinks, self.depth(), ledger.writer(), self.progress.clone());
-        let outcome = copy.run(&mut consumer, shutdown).await;
+        let stopped = async {
+            if !is_stopped {
+                shutdown.await;
+            }
+        };
+        let outcome = copy.run(&mut consumer, stopped).await;
         let expired = consumer.expired();
         let mut warnings = Vec::new();
         let mut note = |what: &str, result: Result<()>| {
@@ -306,14 +323,10 @@ impl Bridge {
         let is_acked = closed.as_ref().is_ok_and(|unmade| unmade.count == 0);
         note("the source", closed.map(drop));
         let verification = match self.settings.verify {
-            Some(most) => match verify::verify(&self.to, sink.capabilities(), most, &ledger.writer()).await {
-                Ok(verification) => Some(verification),
-                Err(error) => Some(Verification {
-                    evidence: Evidence::Failed { why: error.to_string() },
-                    expected: outcome.totals.moved,
-                    found: None,
-                }),
-            },
+            Some(most) => {
+                let verifying = Verifying { most, account, expired, moved: outcome.totals.moved };
+                Some(verifying.run(&self.from, &self.to, sink.capabilities(), &ledger.writer()).await)
+            }
             None => None,
         };
         note("the sink", closed_in_time(&sink).await);
@@ -346,6 +359,12 @@ impl Bridge {
             verification,
             warnings,
         })
+    }
+
+    /// What both ends hold before anything is moved, where it is to be verified.
+    async fn account(&self) -> Option<Account> {
+        let most = self.settings.verify?;
+        Some(Account::open(&self.from, &self.to, most, &self.settings.filter, &self.settings.map).await)
     }
 
     fn check(&self) -> Result<()> {

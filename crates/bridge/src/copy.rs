@@ -24,6 +24,7 @@ use crate::pace::Pace;
 use crate::progress::Progress;
 use crate::report::{End, Totals};
 use crate::verdict::Verdict;
+use crate::verify::{Became, Sent};
 use job::{Done, Job};
 pub(crate) use quiet::DepthOf;
 use quiet::{Quiet, answer};
@@ -245,7 +246,7 @@ impl<'a> Copy<'a> {
         }
         if !skipped.is_empty() {
             let totals = Totals { skipped: skipped.len() as u64, ..Totals::default() };
-            self.tasks.spawn(job::ack_only(skipped, totals, self.writer.clone()));
+            self.tasks.spawn(job::ack_only(skipped, totals, Vec::new(), self.writer.clone()));
         }
         let asked = meant.iter().filter(|(_, delivery)| may_come_again(delivery));
         let asked: Vec<_> = asked.filter_map(|(identity, _)| identity.clone()).collect();
@@ -294,7 +295,12 @@ impl<'a> Copy<'a> {
     fn spawn_already(&mut self, deliveries: Vec<Delivery>) {
         if !deliveries.is_empty() {
             let totals = Totals { already_moved: deliveries.len() as u64, ..Totals::default() };
-            self.tasks.spawn(job::ack_only(deliveries, totals, self.writer.clone()));
+            let sent = |delivery: &Delivery| {
+                Sent::new(Became::MovedBefore, 0, &self.settings.map.apply(delivery.envelope()))
+            };
+            let verified = self.settings.verify.is_some();
+            let sent = if verified { deliveries.iter().map(sent).collect() } else { Vec::new() };
+            self.tasks.spawn(job::ack_only(deliveries, totals, sent, self.writer.clone()));
         }
     }
 
@@ -348,7 +354,13 @@ impl<'a> Copy<'a> {
 
     fn spawn_reject(&mut self, number: u64, job: Job) {
         if let Some(reject) = &self.sinks.reject {
-            self.tasks.spawn(job::reject(number, job, reject.clone(), self.writer.clone()));
+            self.tasks.spawn(job::reject(
+                number,
+                job,
+                reject.clone(),
+                self.writer.clone(),
+                self.settings.verify.is_some(),
+            ));
         }
     }
 

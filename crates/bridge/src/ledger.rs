@@ -4,8 +4,8 @@
 //! a power failure may undo the last of it, which makes duplicates and loses nothing, since the source has the messages
 //! still or the sink has them already.
 
-mod compare;
 mod file;
+mod sent;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -17,8 +17,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::identity::Identity;
 use crate::report::{Rejected, Totals};
-use crate::verify::{Found, Sent};
+use crate::verify::Sent;
 use file::{File, RunId};
+pub(crate) use sent::Page;
 
 /// So many commands may wait; more than there are tasks to give any.
 const QUEUE: usize = 1024;
@@ -28,7 +29,7 @@ pub(crate) struct Entry {
     pub(crate) identity: Option<Identity>,
     /// Why, if it went to the reject address.
     pub(crate) rejected: Option<Rejected>,
-    /// What it is like in the sink, if that is to be compared.
+    /// What it is like, if that is to be compared.
     pub(crate) sent: Option<Sent>,
 }
 
@@ -49,6 +50,27 @@ pub(crate) fn peek(path: &Path, is_running: bool) -> Result<Before> {
     File::peek(path, is_running)
 }
 
+/// What a shared ledger remembers of what was sent.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Remembered {
+    /// How many were moved, in all.
+    pub(crate) moved: u64,
+    /// How many of them are remembered.
+    pub(crate) count: u64,
+    /// The number of the latest.
+    pub(crate) last: i64,
+}
+
+/// What a shared ledger remembers at present.
+pub(crate) fn remembered(path: &Path) -> Result<Remembered> {
+    File::remembered(path)
+}
+
+/// Some of what a shared ledger remembers, after this number.
+pub(crate) fn page(path: &Path, after: i64) -> Result<Page> {
+    File::page(path, after)
+}
+
 /// The ids of what a shared ledger remembers as sent; `None` where it no longer remembers all.
 pub(crate) fn sent_ids(path: &Path) -> Result<Option<HashSet<String>>> {
     File::sent_ids(path)
@@ -61,8 +83,8 @@ enum Command {
     Known(Vec<Identity>, oneshot::Sender<Result<Vec<bool>>>),
     /// How many were sent that are to be compared.
     Expected(oneshot::Sender<Result<u64>>),
-    /// Compares what was sent with this; answers also how many were sent.
-    Compare(Vec<Sent>, oneshot::Sender<Result<(u64, Found)>>),
+    /// What became of messages after this number, some at a time.
+    Sent(i64, oneshot::Sender<Result<Page>>),
     /// The run is over; with `true` nothing that was moved can come again.
     End(bool, oneshot::Sender<Result<Vec<Rejected>>>),
 }
@@ -174,9 +196,9 @@ impl Writer {
         ask(&self.0, Command::Expected).await
     }
 
-    /// Compares what was sent with what is there; answers also how many were sent.
-    pub(crate) async fn compare(&self, seen: Vec<Sent>) -> Result<(u64, Found)> {
-        ask(&self.0, |answer| Command::Compare(seen, answer)).await
+    /// What became of messages whose number is above this one, some at a time.
+    pub(crate) async fn sent(&self, after: i64) -> Result<Page> {
+        ask(&self.0, |answer| Command::Sent(after, answer)).await
     }
 }
 
@@ -232,9 +254,9 @@ fn serve(file: &mut File, run: RunId, commands: Vec<Command>) {
                 let expected = begun.as_mut().map_err(|error| error.clone());
                 let _ = answer.send(expected.and_then(|begun| begun.expected()));
             }
-            Command::Compare(seen, answer) => {
-                let compared = begun.as_mut().map_err(|error| error.clone());
-                let _ = answer.send(compared.and_then(|begun| begun.compare(&seen)));
+            Command::Sent(after, answer) => {
+                let sent = begun.as_mut().map_err(|error| error.clone());
+                let _ = answer.send(sent.and_then(|begun| begun.sent(after)));
             }
             Command::End(settled, answer) => {
                 let ended = begun.as_mut().map_err(|error| error.clone());

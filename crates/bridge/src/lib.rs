@@ -58,11 +58,19 @@
 //!
 //! [`Bridge::verify`] notes digests of what is sent, reads the sink back at the end, and compares: what is missing, there
 //! twice, changed (key, fields, headers, payload) or out of order in its key. The report names the level of the evidence:
-//! *read back* without a trace (Kafka, SQLite, memory), *read back* with delivery counts rising (RabbitMQ, SQS), or *receipts
-//! only* where the sink shows nothing or could not be read; then only what the sink has confirmed is known.
+//! *read back* without a trace (Kafka, SQLite, memory), *read back* with delivery counts rising (RabbitMQ, SQS), *broker's
+//! count* where the sink only says how many it has, or *receipts only*: then only what the sink has confirmed is known.
+//!
+//! What was sent is not all that was there. So a source that can be read without a trace (Kafka, SQLite, memory) is read
+//! before the first message is taken, and what it held and is neither sent, rejected nor left is *unaccounted* for. Of
+//! other sources (RabbitMQ, SQS) the broker's count is told: reading them would raise delivery counts, for which brokers
+//! have limits.
+//!
+//! [`Comparison`] reads any two destinations and compares them, without a bridge.
 
 mod bridge;
 mod compare;
+mod comparison;
 mod copy;
 mod dry;
 mod dual;
@@ -82,6 +90,7 @@ mod verdict;
 mod verify;
 
 pub use bridge::Bridge;
+pub use comparison::{Changed, ChangedMessage, Comparison, Differences, Messages, Reading, Side};
 pub use dry::DryRun;
 pub use dual::{DualOptions, DualPublisher, DualReceipt, Lead};
 pub use filter::{Filter, Rest};
@@ -91,4 +100,4 @@ pub use plan::{Fate, Plan, Step};
 pub use probe::{Probe, ProbeOutcome, Probed};
 pub use progress::{Progress, Snapshot};
 pub use report::{End, Rejected, Report, Totals};
-pub use verify::{Evidence, Found, Verification};
+pub use verify::{Evidence, Found, Source, SourceEvidence, Verification};

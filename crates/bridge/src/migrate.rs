@@ -73,7 +73,7 @@ use std::time::Duration;
 use serde::Serialize;
 use throughline::{Bus, Error, ErrorKind, Result};
 
-pub use compare::{Agreement, Compared, Side};
+pub use compare::{Agreement, Compared};
 pub use state::{Back, Copies, Kind, LedgerState, MigrationOptions, MigrationState, Phase, PhaseState};
 pub use status::{MigrationStatus, PlaceStatus};
 
@@ -81,7 +81,7 @@ use crate::bridge::Bridge;
 use crate::ledger;
 use crate::progress::Progress;
 use crate::report::{End, Report, Totals};
-use compare::{Comparison, blocking, strangers};
+use compare::{Comparing, blocking, only_copies};
 use file::{Lock, StateFile};
 use moving::Leg;
 use state::map_of;
@@ -276,9 +276,12 @@ impl Migration {
         let options = &self.state.options;
         let (old, new) = (Bus::connect(&options.old).await?, Bus::connect(&options.new).await?);
         let has_consumers = self.state.kind == Kind::Forward || self.state.phase > Phase::Mirror;
-        let compared = Comparison {
+        let (map, filter) = options.rules()?;
+        let compared = Comparing {
             old: &old,
             new: &new,
+            map,
+            filter,
             ledger: self.file.ledger(self.state.leg().file()).0,
             most,
             may_be_consumed: has_consumers,
@@ -370,7 +373,7 @@ impl Migration {
             return Ok(());
         }
         let ledger = self.file.ledger(Leg::TapToNew.file()).0;
-        match strangers(new, ledger, LOOKED_AT).await? {
+        match only_copies(new, &ledger, LOOKED_AT).await? {
             Ok(read) if new.depth("").await?.ready <= read => Ok(()),
             Ok(_) => refuse("messages arrive there; producers change after the cut-over".into()),
             Err(why) => refuse(format!(

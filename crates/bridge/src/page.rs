@@ -3,6 +3,8 @@
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
+use throughline_waterfall::html::Escaped;
+
 use crate::report::{End, Report};
 use crate::verify::{Evidence, Found, Verification};
 
@@ -14,27 +16,6 @@ pub(crate) fn page(report: &Report) -> String {
     let mut page = Page(String::new());
     page.document(report);
     page.0
-}
-
-/// Text as it may stand in markup.
-struct Escaped<'a>(&'a str);
-
-impl fmt::Display for Escaped<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for c in self.0.chars() {
-            match c {
-                '&' => f.write_str("&amp;")?,
-                '<' => f.write_str("&lt;")?,
-                '>' => f.write_str("&gt;")?,
-                '"' => f.write_str("&quot;")?,
-                '\'' => f.write_str("&#39;")?,
-                // HTML has no way to write the others.
-                c if c.is_control() && c != '\n' && c != '\t' => write!(f, "{}", c.escape_default())?,
-                c => f.write_char(c)?,
-            }
-        }
-        Ok(())
-    }
 }
 
 /// How a number is to be taken.
@@ -167,16 +148,31 @@ impl Page {
             _ => "warn",
         };
         self.put(format_args!("<p class=\"end {class}\">{}</p>\n", Escaped(&verification.summary())));
+        let source = &verification.source;
+        if let (Some(held), Some(unaccounted)) = (source.held, source.unaccounted) {
+            self.tiles(&[
+                ("held by the source", held, Mood::Plain),
+                ("not accounted for", unaccounted, Mood::Bad),
+            ]);
+        }
         let Some(found) = &verification.found else { return };
         self.tiles(&[
             ("should be there", verification.expected, Mood::Plain),
             ("there as sent", found.same, Mood::Plain),
             ("missing", found.missing.unwrap_or(0), Mood::Bad),
+            ("changed", found.changed.count, Mood::Bad),
             ("duplicates", found.duplicates, Mood::Warn),
             ("reordered", found.reordered.unwrap_or(0), Mood::Bad),
+            ("of somebody else", found.others, Mood::Plain),
         ]);
-        self.numbers("Changed", &changed(found));
-        for (label, ids) in [("Missing", &found.missing_ids), ("Duplicates", &found.duplicate_ids)] {
+        let changed: Vec<_> = found.changed.examples.iter().map(|message| message.id.clone()).collect();
+        for (label, ids) in [
+            ("Not accounted for", &verification.source.unaccounted_ids),
+            ("Missing", &found.missing_ids),
+            ("Changed", &changed),
+            ("Out of order", &found.reordered_ids),
+            ("Duplicates", &found.duplicate_ids),
+        ] {
             if !ids.is_empty() {
                 self.put(format_args!("<p>{label}, such as"));
                 for id in ids {
@@ -185,6 +181,22 @@ impl Page {
                 self.put(format_args!("</p>\n"));
             }
         }
+        self.changed(found);
+    }
+
+    fn changed(&mut self, found: &Found) {
+        if found.changed.parts.is_empty() {
+            return;
+        }
+        self.put(format_args!("<h2>Changed</h2>\n<div class=\"wide\"><table>\n"));
+        for (part, count) in &found.changed.parts {
+            self.put(format_args!(
+                "<tr><td>{}</td><td class=\"number bad\">{}</td></tr>\n",
+                Escaped(part),
+                Grouped(*count)
+            ));
+        }
+        self.put(format_args!("</table></div>\n"));
     }
 
     fn rejected(&mut self, report: &Report) {
@@ -209,16 +221,6 @@ impl Page {
         }
         self.put(format_args!("</table></div>\n"));
     }
-}
-
-fn changed(found: &Found) -> [(&'static str, u64, Mood); 5] {
-    [
-        ("other headers than were sent", found.changed_headers, Mood::Bad),
-        ("another payload", found.changed_payload, Mood::Bad),
-        ("another ordering key", found.changed_key, Mood::Bad),
-        ("another type, time or other field", found.changed_fields, Mood::Bad),
-        ("of somebody else, there before or published meanwhile", found.others, Mood::Plain),
-    ]
 }
 
 /// How a run ended, as a sentence.

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use throughline::{Address, Bus, Envelope, ErrorKind, Failure, HeaderValue, Timestamp};
-use throughline_bridge::{Bridge, End, Filter, Map, Rest};
+use throughline_bridge::{Bridge, End, Filter, Map, Rest, SourceEvidence};
 
 async fn sqlite(folder: &Path, name: &str) -> Bus {
     Bus::connect(format!("sqlite:{}?queue=q", folder.join(name).display())).await.unwrap()
@@ -228,6 +228,8 @@ async fn what_was_moved_is_read_back_and_the_report_is_a_page() {
     let found = verification.found.as_ref().unwrap();
     assert_eq!((verification.expected, found.same, found.others, found.read), (5, 5, 1, 6), "{found:?}");
     assert_eq!((found.missing, found.duplicates, found.reordered), (Some(0), 0, Some(0)));
+    assert_eq!(verification.source.evidence, SourceEvidence::Read { cut: false });
+    assert_eq!((verification.source.held, verification.source.unaccounted), (Some(5), Some(0)));
 
     // The next run is about its own messages only; one is taken away, so to speak.
     let cut = bridge.clone().verify(NonZeroUsize::MIN);
@@ -244,4 +246,30 @@ async fn what_was_moved_is_read_back_and_the_report_is_a_page() {
     let page = report.html();
     assert!(page.contains("&lt;script&gt;x&lt;/script&gt;") && !page.contains("<script>"), "{page}");
     assert!(page.contains("Read back") && !page.contains("http"), "{page}");
+    assert!(page.contains("held by the source"), "{page}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_that_the_source_held_is_accounted_for_whatever_became_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (from, to) = (memory("account", "").await, sqlite(folder.path(), "account.db").await);
+    let of = |name: &str, bytes: usize| Envelope::builder(name).payload(vec![b'x'; bytes]).build();
+    let mut messages: Vec<_> = (0..30).map(|_| of("taken", 1)).collect();
+    messages.extend([of("taken", 17 << 20), of("left", 1), of("left", 1)]);
+    publish(&from, messages).await;
+    let bridge = Bridge::new(&from, &to)
+        .filter(Filter::default().message_type("taken"))
+        .map(Map::default().message_type("taken", "renamed"))
+        .reject(&memory("account-aside", "").await)
+        .verify(NonZeroUsize::new(1000).unwrap());
+    // Some of it is not even taken, and then the rest of it is.
+    for (max, held) in [(20, 31), (100, 11)] {
+        let bridge = bridge.clone().ledger_in(folder.path()).until_empty().max(max);
+        let report = bridge.run(pending()).await.unwrap();
+        let source = &report.verification.as_ref().unwrap().source;
+        assert_eq!((source.held, source.unaccounted), (Some(held), Some(0)), "{report:?}");
+        assert!(report.is_success(), "{report:?}");
+    }
+    assert_eq!(held(&from).await.len(), 2);
+    to.close().await.unwrap();
 }

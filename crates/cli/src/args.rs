@@ -170,13 +170,15 @@ pub(crate) struct BridgeArgs {
     /// Give up when TO takes nothing for that long; by default the bridge waits for it
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) patience: Option<Duration>,
-    /// Read TO back at the end, and compare with what was sent: missing, twice, changed, out of order in its key
+    /// Read FROM before and TO at the end, and compare with what was sent: missing, twice, changed, out of order in its key
     ///
-    /// The report names the level of the evidence: read back, read back with delivery counts rising (RabbitMQ, SQS), or
-    /// receipts only, where TO shows nothing. A consumer at TO meanwhile makes messages look missing.
+    /// The report names the level of the evidence: read back, read back with delivery counts rising (RabbitMQ, SQS), the
+    /// broker's count, or receipts only, where TO shows nothing. FROM is only read where that leaves no trace (Kafka, SQLite):
+    /// what it held and was neither sent, rejected nor left is not accounted for. A consumer at TO meanwhile makes messages
+    /// look missing, one at FROM unaccounted for.
     #[arg(long)]
     pub(crate) verify: bool,
-    /// Read so many back at most; they are in memory at once
+    /// Read so many of each at most
     #[arg(long, value_name = "N", default_value = "1000000", requires = "verify")]
     pub(crate) verify_max: NonZeroUsize,
     /// Also write the report as a page; it needs nothing but itself
@@ -194,9 +196,10 @@ pub(crate) struct BridgeArgs {
     /// disturbed. Else: from, to, reject, began, seconds, end (reason: empty, max, stopped, refused, full, starved or failed; with
     /// approximate, id, message_type, ready or error), totals and earlier (moved, bytes, rejected, skipped, already_moved,
     /// copies, sent_again, deduplicated), earlier_runs, killed_runs, killed_in_flight, left, expired, unacked, depth,
-    /// rejected (at, id, message_type, class, reason), verification (null without --verify; level: read_back or
-    /// receipts_only, disturbed, cut or why, expected, found: read, same, missing, missing_ids, duplicates, duplicate_ids,
-    /// changed_headers, changed_payload, changed_key, changed_fields, reordered, others) and warnings.
+    /// rejected (at, id, message_type, class, reason), verification (null without --verify; level: read_back, broker_count,
+    /// receipts_only or failed, with disturbed, cut, before, after or why; expected; found: read, same, missing, missing_ids,
+    /// duplicates, duplicate_ids, changed (count, parts, examples), reordered, reordered_ids, others; source: level: read,
+    /// broker_count or nothing, with cut or why; held, unaccounted, unaccounted_ids) and warnings.
     #[arg(long)]
     pub(crate) json: bool,
 }

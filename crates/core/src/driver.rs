@@ -41,6 +41,7 @@ use crate::headers::HeaderValue;
 use crate::retry::History;
 use crate::timestamp::Timestamp;
 
+pub use crate::browse::{Browsing, Pieces};
 pub use crate::sibling::{Place, Sibling};
 
 /// How a transport presents itself to `Bus::connect`.
@@ -96,9 +97,15 @@ pub trait Transport: Send + Sync + 'static {
     /// How many messages there are.
     async fn depth(&self, address: &Address) -> Result<Depth>;
 
-    /// Reads at most `max` ready messages without consuming them, in order, as far as
-    /// [`Capabilities::browse`](Capabilities) allows.
-    async fn browse(&self, address: &Address, max: NonZeroUsize) -> Result<Vec<Delivery>>;
+    /// Reads at most `max` ready messages without consuming them, each once, in order, as far as
+    /// [`Capabilities::browse`](Capabilities) allows. They are handed over while they are read, so that they need not be in
+    /// memory at once. It ends when nobody takes the pieces any more.
+    async fn browse_into(&self, address: &Address, max: NonZeroUsize, pieces: Pieces) -> Result<()>;
+
+    /// The same, all at once.
+    async fn browse(&self, address: &Address, max: NonZeroUsize) -> Result<Vec<Delivery>> {
+        Browsing::new(|pieces| self.browse_into(address, max, pieces)).all().await
+    }
 
     /// Looks at the broker and at what the address names, and says what is there and what is wrong with it, each with its
     /// remedy. It disturbs nothing: nothing is created, changed, consumed or published, and no delivery count rises. A

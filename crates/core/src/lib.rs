@@ -9,6 +9,7 @@
 pub mod address;
 mod answer;
 mod batch;
+mod browse;
 pub mod capabilities;
 pub mod carriage;
 pub mod codec;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use throughline_core::driver::{self, Transport};
+use throughline_core::driver::{self, Browsing, Transport};
 use throughline_core::{
     Address, Capabilities, ConsumeOptions, Consumer, Depth, DiagnoseOptions, Diagnosis, Error, ErrorKind,
     PublishOptions, Publisher, Result,
@@ -137,6 +137,20 @@ impl Bus {
     pub async fn browse(&self, address: &str, max: NonZeroUsize) -> Result<Vec<driver::Delivery>> {
         let address = self.resolve(address)?;
         self.transport.browse(&address, max).await.map_err(|error| error.at("browse", &address))
+    }
+
+    /// The same, a piece at a time: for more messages than memory should hold. What a broker shows by holding it (RabbitMQ,
+    /// SQS) is given back at the end, or when this is dropped and the broker's own time for it has passed.
+    ///
+    /// Errors: `InvalidAddress`; all others come with the pieces.
+    pub fn browse_pieces(&self, address: &str, max: NonZeroUsize) -> Result<Browsing<'static>> {
+        let (address, transport) = (self.resolve(address)?, self.transport.clone());
+        Ok(Browsing::new(move |pieces| {
+            Box::pin(async move {
+                let read = transport.browse_into(&address, max, pieces).await;
+                read.map_err(|error| error.at("browse", &address))
+            })
+        }))
     }
 
     /// Looks at the broker and at what the address names, and says what is there and what is wrong with it, worst first,

@@ -24,8 +24,14 @@ pub fn page(title: &str, facts: &[(&str, String)], rows: &[Row<'_>]) -> String {
     page.0
 }
 
-/// Text as it may stand in markup and in a quoted attribute.
-struct Escaped<'a>(&'a str);
+/// Text as it may stand in markup and in a quoted attribute, whoever wrote it.
+///
+/// ```
+/// use throughline_waterfall::html::Escaped;
+/// assert_eq!(Escaped("<b> & \u{7}").to_string(), "&lt;b&gt; &amp; \\u{7}");
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Escaped<'a>(pub &'a str);
 
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

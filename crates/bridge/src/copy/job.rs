@@ -10,7 +10,7 @@ use crate::identity::Identity;
 use crate::ledger::{Entry, Writer};
 use crate::report::{Rejected, Totals};
 use crate::verdict::class;
-use crate::verify::Sent;
+use crate::verify::{Became, Sent};
 
 /// A message that was taken from the source. Dropped, it is released there.
 pub(crate) struct Job {
@@ -69,7 +69,7 @@ impl Done {
         if deliveries.is_empty() {
             return self;
         }
-        let again = entries.is_empty();
+        let again = self.totals.moved + self.totals.rejected == 0;
         let identities: Vec<_> = if again {
             deliveries.iter().map(Identity::of).collect()
         } else {
@@ -111,7 +111,7 @@ pub(super) async fn settle(sent: Vec<(u64, Job, Pending)>, writer: Writer, verif
                 done.totals.bytes += job.envelope.payload_len() as u64;
                 done.totals.sent_again += job.sent_again;
                 done.totals.deduplicated += u64::from(receipt.deduplicated);
-                let sent = verified.then(|| Sent::new(number, &job.envelope));
+                let sent = verified.then(|| Sent::new(Became::Sent, number, &job.envelope));
                 entries.push(Entry { identity: job.identity, rejected: None, sent });
                 deliveries.push(job.delivery);
             }
@@ -122,14 +122,15 @@ pub(super) async fn settle(sent: Vec<(u64, Job, Pending)>, writer: Writer, verif
 }
 
 /// Sends a message that the sink refuses to the reject address, as it came, with the reason.
-pub(super) async fn reject(number: u64, job: Job, to: Publisher, writer: Writer) -> Done {
+pub(super) async fn reject(number: u64, job: Job, to: Publisher, writer: Writer, verified: bool) -> Done {
     let mut done = Done::default();
     match send_rejected(&job, &to).await {
         Ok(rejected) => {
             done.finished.push(job.finished());
             done.totals.rejected = 1;
             done.totals.sent_again = job.sent_again;
-            let entry = Entry { identity: job.identity, rejected: Some(rejected), sent: None };
+            let sent = verified.then(|| Sent::new(Became::Rejected, number, &job.envelope));
+            let entry = Entry { identity: job.identity, rejected: Some(rejected), sent };
             done.close(vec![entry], vec![job.delivery], &writer).await
         }
         Err(error) => {
@@ -156,6 +157,12 @@ async fn send_rejected(job: &Job, to: &Publisher) -> Result<Rejected> {
 }
 
 /// Acks what is not to be sent: it was moved before, or is skipped.
-pub(super) async fn ack_only(deliveries: Vec<Delivery>, totals: Totals, writer: Writer) -> Done {
-    Done { totals, ..Done::default() }.close(Vec::new(), deliveries, &writer).await
+pub(super) async fn ack_only(
+    deliveries: Vec<Delivery>,
+    totals: Totals,
+    sent: Vec<Sent>,
+    writer: Writer,
+) -> Done {
+    let entries = sent.into_iter().map(|sent| Entry { identity: None, rejected: None, sent: Some(sent) });
+    Done { totals, ..Done::default() }.close(entries.collect(), deliveries, &writer).await
 }

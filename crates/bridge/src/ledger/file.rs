@@ -9,19 +9,19 @@ use rusqlite::{
 };
 use throughline::{Error, ErrorKind, Result, Timestamp};
 
-use super::{Before, Entry, compare};
+use super::{Before, Entry, Remembered, sent};
 use crate::identity::Identity;
 use crate::report::{Rejected, Totals};
-use crate::verify::{Found, Sent};
 
 /// "TLbr": what `PRAGMA application_id` says of a ledger of ours.
 const APPLICATION_ID: i32 = 0x544c_6272;
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 /// How many identities one table takes before the older is emptied: at least so many are remembered, and the file stays
 /// below some 100 bytes for twice as many. Far more than any broker delivers again after it took an ack.
 const GENERATION: i64 = 1_000_000;
 /// How many sent messages a shared ledger remembers at least, some 200 bytes each; so many more at most.
 const REMEMBERED: (i64, i64) = (1_000_000, 100_000);
+const REMEMBERED_SENT: &str = "SELECT count(*) FROM sent WHERE became = 0";
 /// How long to wait for a bridge that is just ending.
 const BUSY: Duration = Duration::from_secs(1);
 /// How many rejected messages a report names.
@@ -97,9 +97,6 @@ impl File {
                 format!("is of the bridge from {of_source} to {of_sink}; give this one a ledger of its own");
             return Err(conflict(path, &text));
         }
-        if shared {
-            transaction.execute("CREATE INDEX IF NOT EXISTS sent_id ON sent (id)", []).map_err(told)?;
-        }
         let before = before(&transaction).map_err(told)?;
         transaction
             .execute(
@@ -132,12 +129,27 @@ impl File {
     pub(super) fn sent_ids(path: &Path) -> Result<Option<HashSet<String>>> {
         Self::look(path, |connection| {
             let count = |sql| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
-            if count("SELECT coalesce(sum(moved), 0) FROM run")? > count("SELECT count(*) FROM sent")? {
+            if count("SELECT coalesce(sum(moved), 0) FROM run")? > count(REMEMBERED_SENT)? {
                 return Ok(None);
             }
-            let mut select = connection.prepare("SELECT id FROM sent")?;
+            let mut select = connection.prepare("SELECT id FROM sent WHERE became = 0")?;
             select.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>().map(Some)
         })
+    }
+
+    pub(super) fn remembered(path: &Path) -> Result<Remembered> {
+        Self::look(path, |connection| {
+            let count = |sql| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
+            Ok(Remembered {
+                moved: count("SELECT coalesce(sum(moved), 0) FROM run")?.unsigned_abs(),
+                count: count(REMEMBERED_SENT)?.unsigned_abs(),
+                last: count("SELECT coalesce(max(number), 0) FROM sent")?,
+            })
+        })
+    }
+
+    pub(super) fn page(path: &Path, after: i64) -> Result<sent::Page> {
+        Self::look(path, |connection| sent::page(&connection.unchecked_transaction()?, after))
     }
 
     /// Looks into a shared ledger, which another process may have open.
@@ -245,7 +257,7 @@ impl Begun<'_> {
                     copies += u64::from(is_copy);
                 }
                 if let Some(sent) = &entry.sent {
-                    compare::note(&self.transaction, run, sent)?;
+                    sent::note(&self.transaction, run, sent)?;
                     *self.remembered += 1;
                 }
                 if let Some(Rejected { id, message_type, class, reason, .. }) = &entry.rejected {
@@ -274,7 +286,7 @@ impl Begun<'_> {
         if self.shared && *self.remembered >= REMEMBERED.1 {
             *self.remembered = 0;
             self.transaction.execute(
-                "DELETE FROM sent WHERE place <= (SELECT place FROM sent ORDER BY place DESC LIMIT 1 OFFSET ?1)",
+                "DELETE FROM sent WHERE number <= (SELECT number FROM sent ORDER BY number DESC LIMIT 1 OFFSET ?1)",
                 [REMEMBERED.0],
             )?;
         }
@@ -312,11 +324,11 @@ impl Begun<'_> {
     }
 
     pub(super) fn expected(&mut self) -> Result<u64> {
-        compare::expected(&self.transaction).map_err(|error| of(error, None))
+        sent::expected(&self.transaction).map_err(|error| of(error, None))
     }
 
-    pub(super) fn compare(&mut self, seen: &[Sent]) -> Result<(u64, Found)> {
-        compare::compare(&self.transaction, seen).map_err(|error| of(error, None))
+    pub(super) fn sent(&mut self, after: i64) -> Result<sent::Page> {
+        sent::page(&self.transaction, after).map_err(|error| of(error, None))
     }
 
     pub(super) fn end(&mut self, run: RunId, settled: bool, now: Timestamp) -> Result<Vec<Rejected>> {

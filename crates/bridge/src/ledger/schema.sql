@@ -24,14 +24,17 @@ CREATE TABLE run (
 -- What the sink has accepted, or the reject address. Two, so that the older can be emptied at once.
 CREATE TABLE moved_0 (identity BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE moved_1 (identity BLOB PRIMARY KEY) WITHOUT ROWID;
--- What is to be compared with the sink, where that is asked for: digests only.
+-- What became of messages (0: sent, 1: rejected, 2: moved before), where that is to be compared with the source and the
+-- sink: digests only.
 CREATE TABLE sent (
-    place INTEGER PRIMARY KEY,
+    number INTEGER PRIMARY KEY,
+    place INTEGER NOT NULL,
+    became INTEGER NOT NULL,
     id TEXT NOT NULL,
+    is_made_up INTEGER NOT NULL,
     key BLOB,
-    fields BLOB NOT NULL,
-    headers BLOB NOT NULL,
-    payload BLOB NOT NULL
+    content BLOB NOT NULL,
+    parts BLOB NOT NULL
 );
 -- What went to the reject address, and why.
 CREATE TABLE rejected (

@@ -1,4 +1,5 @@
 use super::*;
+use crate::verify::Became;
 use throughline::{Delivery, Envelope};
 
 /// Identities as a consumer would give them.
@@ -62,7 +63,7 @@ async fn a_shared_one_keeps_what_was_sent_and_can_be_read_meanwhile() {
     let open = || Ledger::open_shared(Some(&path), "from".into(), "to".into(), 10);
     let message = Envelope::builder("x").id("a").build();
     let ledger = open().await.unwrap();
-    let sent = Entry { identity: None, rejected: None, sent: Some(Sent::new(1, &message)) };
+    let sent = Entry { identity: None, rejected: None, sent: Some(Sent::new(Became::Sent, 1, &message)) };
     ledger.writer().note(vec![sent], Totals { moved: 1, ..Totals::default() }).await.unwrap();
     assert_eq!(sent_ids(&path).unwrap().unwrap(), HashSet::from(["a".to_owned()]));
     let running = peek(&path, true).unwrap();
@@ -132,61 +133,31 @@ async fn a_rejected_message_is_listed_with_its_reason() {
     assert_eq!((listed[0].id.as_str(), listed[0].reason.as_str()), ("7", "too large"));
 }
 
-/// What was sent, and as it is found: two keys and a message without one.
-fn sent(order: u64, id: &str, key: &'static str, change: impl Fn(&mut Envelope)) -> Sent {
-    let mut envelope = Envelope::foreign(id.into(), Some(bytes::Bytes::from_static(b"body")));
-    envelope.ordering_key = (!key.is_empty()).then(|| bytes::Bytes::from_static(key.as_bytes()));
-    change(&mut envelope);
-    Sent::new(order, &envelope)
-}
-
-async fn compared(was_sent: Vec<Sent>, is_there: Vec<Sent>) -> (u64, Found) {
-    let ledger = Ledger::open(None, "a".into(), "b".into(), 1).await.unwrap();
-    let entries = was_sent.into_iter().map(|sent| Entry { identity: None, rejected: None, sent: Some(sent) });
-    ledger.writer().note(entries.collect(), Totals::default()).await.unwrap();
-    let compared = ledger.writer().compare(is_there).await.unwrap();
-    assert_eq!(ledger.writer().expected().await.unwrap(), compared.0);
-    ledger.end(true).await.unwrap();
-    compared
-}
-
 #[tokio::test]
-async fn what_is_there_is_compared_with_what_was_sent() {
-    let plain = |_: &mut Envelope| {};
-    let all = || {
-        vec![
-            sent(1, "1", "a", plain),
-            sent(2, "2", "a", plain),
-            sent(3, "3", "b", plain),
-            sent(4, "4", "", plain),
-        ]
+async fn what_became_of_messages_is_given_in_pages_and_forgotten_once_settled() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger");
+    let ledger = open(&path).await.unwrap();
+    let noted = |place: u64| {
+        let became = if place < 1100 { Became::Sent } else { Became::Rejected };
+        let envelope = Envelope::foreign(place.to_string(), None);
+        Entry { identity: None, rejected: None, sent: Some(Sent::new(became, place, &envelope)) }
     };
-    let (expected, found) = compared(all(), all()).await;
-    assert_eq!(
-        (expected, found.read, found.same, found.missing, found.reordered),
-        (4, 4, 4, Some(0), Some(0))
-    );
-    assert_eq!((found.duplicates, found.others, found.changed_headers), (0, 0, 0));
-
-    // 2 before 1; 3 twice, once with another payload; 4 is not there; and a stranger.
-    let there = vec![
-        sent(1, "2", "a", plain),
-        sent(2, "1", "a", |envelope| envelope.headers.append("x", "1")),
-        sent(3, "3", "b", plain),
-        sent(4, "3", "b", |envelope| envelope.payload = None),
-        sent(5, "9", "a", plain),
-    ];
-    let (_, found) = compared(all(), there).await;
-    assert_eq!((found.missing, found.missing_ids), (Some(1), vec!["4".to_owned()]));
-    assert_eq!((found.duplicates, found.duplicate_ids), (1, vec!["3".to_owned()]));
-    assert_eq!((found.reordered, found.same, found.others), (Some(1), 2, 1));
-    assert_eq!((found.changed_headers, found.changed_payload, found.changed_key), (1, 1, 0));
-
-    // Twice sent, twice there; and another key and type.
-    let twice = || vec![sent(1, "1", "a", plain), sent(2, "1", "a", plain)];
-    let (_, found) = compared(twice(), twice()).await;
-    assert_eq!((found.duplicates, found.missing, found.same), (0, Some(0), 2));
-    let changed = vec![sent(1, "1", "b", |envelope| envelope.message_type = Some("t".into()))];
-    let (_, found) = compared(all()[..1].iter().map(|_| sent(1, "1", "a", plain)).collect(), changed).await;
-    assert_eq!((found.changed_key, found.changed_fields, found.same), (1, 1, 0));
+    ledger.writer().note((0..1200).map(noted).collect(), Totals::default()).await.unwrap();
+    assert_eq!(ledger.writer().expected().await.unwrap(), 1100);
+    let (mut last, mut all) = (i64::MIN, Vec::new());
+    loop {
+        let page = ledger.writer().sent(last).await.unwrap();
+        let Some((number, _)) = page.last() else { break };
+        assert!(page.len() <= 500);
+        last = *number;
+        all.extend(page.into_iter().map(|(_, sent)| sent));
+    }
+    assert!(all.iter().map(|sent| sent.row.id.clone()).eq((0..1200).map(|place| place.to_string())));
+    assert!(all.windows(2).all(|two| two[0].place < two[1].place));
+    assert_eq!((all[1099].became, all[1100].became), (Became::Sent, Became::Rejected));
+    ledger.end(true).await.unwrap();
+    let ledger = open(&path).await.unwrap();
+    assert!(ledger.writer().sent(i64::MIN).await.unwrap().is_empty());
+    ledger.end(true).await.unwrap();
 }

@@ -1,6 +1,8 @@
 use super::*;
 use state::VERSION;
 
+use crate::comparison::{Messages, Reading};
+
 fn state() -> MigrationState {
     let options = MigrationOptions::new("amqp://user:hunter2@old/%2f?queue=q", "memory:new?queue=q");
     MigrationState::new(options.reject("memory:reject?queue=q").map("type:a=b").filter("header:x=hunter2"))
@@ -18,7 +20,7 @@ fn the_state_comes_back_and_shows_no_secret() {
     let mut written = state();
     written.begin(Phase::Mirror);
     written.end(Phase::Mirror, Totals { moved: 3, ..Totals::default() }, None, false);
-    written.compared = Some(Compared { new: Side::NotRead { why: "x".into() }, ..Compared::default() });
+    written.compared = Some(Compared::unread("memory:a?queue=q", "memory:b?queue=q"));
     written.note_ledger(LedgerState {
         file: "m.json.d/old-to-new.ledger".into(),
         runs: 1,
@@ -129,17 +131,17 @@ fn phases_come_in_their_order() {
 
 #[test]
 fn a_comparison_counts_what_is_missing_where_nobody_consumes() {
-    let read = Side::Read { read: 1, disturbed: false, cut: false };
-    let compared = |missing, may_be_consumed, reordered| Compared {
-        new: read.clone(),
-        missing: Some(missing),
-        may_be_consumed,
-        reordered: Some(reordered),
-        ..Compared::default()
+    let unread = Compared::unread("memory:a?queue=q", "memory:b?queue=q");
+    let some = |count| Some(Messages { count, ids: Vec::new() });
+    let compared = |missing, may_be_consumed, out_of_order| {
+        let mut compared = unread.clone();
+        compared.new.evidence = Reading::ReadBack { disturbed: false, cut: false };
+        (compared.missing, compared.out_of_order) = (some(missing), some(out_of_order));
+        Compared { may_be_consumed, ..compared }
     };
     assert_eq!(compared(0, false, 0).agreement(), Agreement::Equal);
     assert_eq!(compared(1, false, 0).agreement(), Agreement::Different);
     assert_eq!(compared(1, true, 0).agreement(), Agreement::Equal);
     assert_eq!(compared(0, true, 1).agreement(), Agreement::Different);
-    assert_eq!(Compared::default().agreement(), Agreement::Unknown);
+    assert_eq!(unread.agreement(), Agreement::Unknown);
 }

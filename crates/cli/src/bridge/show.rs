@@ -159,6 +159,15 @@ fn verified(row: &mut impl FnMut(&str, String), verification: &Verification, pai
         (false, _) => RED,
     };
     row("verification", paint.apply(style, visible_line(&verification.summary())));
+    let source = &verification.source;
+    if let Some(unaccounted) = source.unaccounted.filter(|count| *count > 0) {
+        row(
+            "",
+            format!("{} of {} not accounted for", grouped(unaccounted), grouped(source.held.unwrap_or(0))),
+        );
+        let some: Vec<_> = source.unaccounted_ids.iter().take(EXAMPLES).map(String::as_str).collect();
+        row("", visible_line(&format!("not accounted for: such as {}", some.join(", "))));
+    }
     let Some(found) = &verification.found else { return };
     let expected = grouped(verification.expected);
     row("", format!("{} of {expected} there as sent", grouped(found.same)));
@@ -166,17 +175,23 @@ fn verified(row: &mut impl FnMut(&str, String), verification: &Verification, pai
         (found.missing.unwrap_or(0), "missing"),
         (found.duplicates, "duplicates"),
         (found.reordered.unwrap_or(0), "out of order in their key"),
-        (found.changed_headers, "with other headers"),
-        (found.changed_payload, "with another payload"),
-        (found.changed_key, "with another key"),
-        (found.changed_fields, "with other fields"),
+        (found.changed.count, "changed"),
         (found.others, "of somebody else"),
     ] {
         if count > 0 {
             row("", format!("{} {what}", grouped(count)));
         }
     }
-    for (ids, what) in [(&found.missing_ids, "missing"), (&found.duplicate_ids, "twice")] {
+    for (part, count) in found.changed.parts.iter().take(EXAMPLES) {
+        row("", visible_line(&format!("{} × {part}", grouped(*count))));
+    }
+    let changed: Vec<_> = found.changed.examples.iter().map(|message| message.id.clone()).collect();
+    for (ids, what) in [
+        (&found.missing_ids, "missing"),
+        (&changed, "changed"),
+        (&found.reordered_ids, "out of order"),
+        (&found.duplicate_ids, "twice"),
+    ] {
         if !ids.is_empty() {
             let some: Vec<_> = ids.iter().take(EXAMPLES).map(String::as_str).collect();
             row("", visible_line(&format!("{what}: such as {}", some.join(", "))));

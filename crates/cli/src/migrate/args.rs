@@ -27,6 +27,9 @@ pub(crate) enum MigrateCommand {
     ///
     /// Also while the mirror runs. Exit code 6 when something is missing, changed or out of order; 1 when NEW could not be read.
     /// Where consumers are at NEW already, what is missing may have been consumed, and is only told.
+    ///
+    /// --json: at, old and new (address, read, evidence), moved, remembered, still_old, not_yet, same, missing,
+    /// may_be_consumed, twice, changed (count, parts, examples), out_of_order and others; of messages: count and ids.
     Compare(CompareArgs),
     /// End the mirror: NEW becomes the workload's home
     ///
@@ -41,6 +44,9 @@ pub(crate) enum MigrateCommand {
     /// Copies of a tap are not moved: OLD has had those messages. Producers change back before or during it.
     RollBack(RollBackArgs),
     /// Where the migration stands, how much is at each place, and what to do next
+    ///
+    /// --json: phase, is_done, is_running, next, kind, copies, old, tap and new (address, ready, unsettled, delayed, error),
+    /// steps, ledgers (file, runs, killed_runs, killed_in_flight, totals) and compared (as of `compare`).
     Status(StateArgs),
 }
 
@@ -49,7 +55,7 @@ pub(crate) struct StateArgs {
     /// The migration's state: one readable file, with a folder of the same name and .d beside it for the ledgers
     #[arg(long, value_name = "FILE")]
     pub(crate) state: PathBuf,
-    /// One JSON object; the phases: phase, is_done, was_done, purged, report (as of `bridge`; null where nothing was moved)
+    /// One JSON object. Of a phase: phase, is_done, was_done, purged, and report (as of `bridge`; null where nothing was moved)
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -4,8 +4,9 @@ use std::fmt::Write;
 use std::path::Path;
 
 use throughline_bridge::migrate::{
-    Agreement, Compared, Copies, Kind, MigrationState, MigrationStatus, Phase, PhaseReport, PlaceStatus, Side,
+    Agreement, Compared, Copies, Kind, MigrationState, MigrationStatus, Phase, PhaseReport, PlaceStatus,
 };
+use throughline_bridge::{Messages, Reading, Side};
 
 use crate::bridge::show::{self as bridge, grouped};
 use crate::message::visible_line;
@@ -169,61 +170,72 @@ pub(super) fn compared(compared: &Compared, paint: Paint) -> String {
         String::new()
     };
     row("moved", format!("{}, as the ledger says{remembered}", grouped(compared.moved)));
-    let missing = if compared.may_be_consumed { "gone" } else { "missing" };
-    let gone = if compared.may_be_consumed { "consumed at the new place, or lost" } else { "" };
-    for (label, count, what, ids) in [
-        ("as sent", compared.same, "", &[][..]),
-        (missing, compared.missing, gone, &compared.missing_ids),
-        ("twice", compared.duplicates, "", &compared.duplicate_ids),
-        ("not yet", compared.not_yet, "at the old place, and not moved", &[]),
-        ("both", compared.both, "at the old place and the new one", &[]),
-        ("out of order", compared.reordered, "in their key", &[]),
-        ("others", compared.others, "that the ledger does not know", &compared.other_ids),
+    if matches!(compared.new.evidence, Reading::ReadBack { .. }) {
+        row("as sent", grouped(compared.same));
+    }
+    let (gone, why) = match compared.may_be_consumed {
+        true => ("gone", "consumed at the new place, or lost"),
+        false => ("missing", ""),
+    };
+    for (label, messages, what) in [
+        (gone, compared.missing.as_ref(), why),
+        ("twice", Some(&compared.twice), ""),
+        ("out of order", compared.out_of_order.as_ref(), "in their key"),
+        ("not yet", compared.not_yet.as_ref(), "at the old place, and not moved"),
+        ("others", compared.others.as_ref(), "that the ledger does not know"),
     ] {
-        let Some(count) = count else { continue };
-        if count == 0 && label != "as sent" && label != "missing" {
-            continue;
+        if let Some(Messages { count: 1.., .. }) = messages {
+            row(label, some(messages, what, paint));
         }
-        let ids: Vec<_> = ids.iter().take(EXAMPLES).map(String::as_str).collect();
-        let ids = if ids.is_empty() { String::new() } else { format!("such as {}", ids.join(", ")) };
+    }
+    if let Some(count @ 1..) = compared.still_old {
         row(
-            label,
-            format!(
-                "{}  {}",
-                grouped(count),
-                paint.apply(DIM, visible_line(&format!("{what} {ids}")).trim())
-            ),
+            "still at old",
+            format!("{}  {}", grouped(count), paint.apply(DIM, "copied, and not consumed there yet")),
         );
     }
-    for (count, what) in [
-        (compared.changed_key, "with another key"),
-        (compared.changed_fields, "with other fields"),
-        (compared.changed_headers, "with other headers"),
-        (compared.changed_payload, "with another payload"),
-    ] {
-        if count > 0 {
-            row("changed", format!("{} {what}", grouped(count)));
+    if compared.changed.count > 0 {
+        let parts: Vec<_> = compared
+            .changed
+            .parts
+            .iter()
+            .take(EXAMPLES)
+            .map(|(part, count)| format!("{part} {count}"))
+            .collect();
+        row(
+            "changed",
+            format!(
+                "{}  {}",
+                grouped(compared.changed.count),
+                paint.apply(DIM, visible_line(&parts.join(", ")))
+            ),
+        );
+        for changed in compared.changed.examples.iter().take(EXAMPLES) {
+            row("", visible_line(&format!("{}: {}", changed.id, changed.parts.join(", "))));
         }
-    }
-    if !compared.changed_ids.is_empty() {
-        let ids: Vec<_> = compared.changed_ids.iter().take(EXAMPLES).map(String::as_str).collect();
-        row("", visible_line(&format!("such as {}", ids.join(", "))));
     }
     text
 }
 
+fn some(messages: Option<&Messages>, what: &str, paint: Paint) -> String {
+    let Some(messages) = messages else { return String::new() };
+    let ids: Vec<_> = messages.ids.iter().take(EXAMPLES).map(String::as_str).collect();
+    let ids = if ids.is_empty() { String::new() } else { format!(" such as {}", ids.join(", ")) };
+    format!("{}  {}", grouped(messages.count), paint.apply(DIM, visible_line(&format!("{what}{ids}")).trim()))
+}
+
 fn side(side: &Side) -> String {
-    match side {
-        Side::Read { read, disturbed, cut } => {
-            let mut text = format!("{} read", grouped(*read));
+    match &side.evidence {
+        Reading::ReadBack { disturbed, cut } => {
+            let mut text = format!("{} read", grouped(side.read));
             if *cut {
-                text.push_str(", and there may be more (--max)");
+                text.push_str(", and there are more (--max)");
             }
             if *disturbed {
                 text.push_str("; delivery counts have risen by it");
             }
             text
         }
-        Side::NotRead { why } => format!("not read: {}", visible_line(why)),
+        Reading::Nothing { why } => format!("not read: {}", visible_line(why)),
     }
 }

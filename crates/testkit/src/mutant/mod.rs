@@ -13,7 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use throughline_core::capabilities::{Capabilities, Lease, Level};
 use throughline_core::diagnosis::{DiagnoseOptions, Diagnosis};
-use throughline_core::driver::{self, Delivery, Depth, Transport};
+use throughline_core::driver::{self, Depth, Pieces, Transport};
 use throughline_core::{Address, ConsumeOptions, Envelope, Error, ErrorKind, Result};
 use tokio::sync::watch;
 
@@ -273,13 +273,17 @@ impl Transport for Mutant {
         self.inner.diagnose(&self.translate(address), options).await
     }
 
-    async fn browse(&self, address: &Address, max: NonZeroUsize) -> Result<Vec<Delivery>> {
+    async fn browse_into(&self, address: &Address, max: NonZeroUsize, mut pieces: Pieces) -> Result<()> {
         let address = self.translate(address);
-        if self.mutation == Mutation::BrowsingTakes {
-            let consumer = self.inner.consumer(&address, &ConsumeOptions::default()).await?;
-            return consumer.receive(max, Duration::ZERO).await;
+        if self.mutation != Mutation::BrowsingTakes {
+            return self.inner.browse_into(&address, max, pieces).await;
         }
-        self.inner.browse(&address, max).await
+        let consumer = self.inner.consumer(&address, &ConsumeOptions::default()).await?;
+        for delivery in consumer.receive(max, Duration::ZERO).await? {
+            pieces.add(delivery).await;
+        }
+        pieces.finish().await;
+        Ok(())
     }
 
     async fn close(&self) -> Result<()> {

@@ -9,7 +9,7 @@ use aws_sdk_eventbridge::{Client, config};
 use throughline_aws::error;
 use throughline_aws::settings::{Connection, Service, Settings};
 use throughline_core::diagnosis::{DiagnoseOptions, Diagnosis};
-use throughline_core::driver::{self, Connecting, Delivery, Depth};
+use throughline_core::driver::{self, Connecting, Depth, Pieces};
 use throughline_core::{Address, Capabilities, ConsumeOptions, ErrorKind, Result, capabilities};
 use throughline_sqs::source::Queues;
 
@@ -90,8 +90,8 @@ impl driver::Transport for Transport {
         self.shared.queues.depth(&Destination::of(address)?.address).await
     }
 
-    async fn browse(&self, address: &Address, max: NonZeroUsize) -> Result<Vec<Delivery>> {
-        self.shared.queues.browse(&Destination::of(address)?.address, max).await
+    async fn browse_into(&self, address: &Address, max: NonZeroUsize, pieces: Pieces) -> Result<()> {
+        self.shared.queues.browse_into(&Destination::of(address)?.address, max, pieces).await
     }
 
     async fn diagnose(&self, address: &Address, options: &DiagnoseOptions) -> Result<Diagnosis> {

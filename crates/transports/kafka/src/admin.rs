@@ -9,7 +9,7 @@ use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::message::Message as _;
 use rdkafka::{Offset, TopicPartitionList};
-use throughline_core::driver::{Delivery, Depth};
+use throughline_core::driver::{Delivery, Depth, Pieces};
 use throughline_core::{Error, ErrorKind, Result, Retry, Timestamp};
 
 use crate::cluster::Cluster;
@@ -277,16 +277,25 @@ pub(crate) async fn browse(
     cluster: Cluster,
     destination: Destination,
     max: NonZeroUsize,
-) -> Result<Vec<Delivery>> {
-    blocking(move || {
+    mut pieces: Pieces,
+) -> Result<()> {
+    let read = blocking(move || {
         let reader = Reader::new(&cluster, Some(destination.maybe_group().unwrap_or(BROWSER)))?;
         let spans: Vec<_> = spans(&reader, &destination)?.into_iter().filter(|span| span.len() > 0).collect();
-        read(&reader, &destination, spans, max.get())
-    })
-    .await
+        read(&reader, &destination, spans, max.get(), |delivery| pieces.blocking_add(delivery))?;
+        Ok(pieces)
+    });
+    read.await?.finish().await;
+    Ok(())
 }
 
-fn read(reader: &Reader, destination: &Destination, spans: Vec<Span>, max: usize) -> Result<Vec<Delivery>> {
+fn read(
+    reader: &Reader,
+    destination: &Destination,
+    spans: Vec<Span>,
+    max: usize,
+    mut give: impl FnMut(Delivery) -> bool,
+) -> Result<()> {
     let topic: Arc<str> = destination.topic()?.into();
     let mut begin = TopicPartitionList::new();
     for span in &spans {
@@ -294,10 +303,10 @@ fn read(reader: &Reader, destination: &Destination, spans: Vec<Span>, max: usize
     }
     reader.client.assign(&begin).map_err(error::map)?;
     let mut open = spans;
-    let (mut seen, mut memory) = (Vec::new(), Memory::default());
+    let (mut seen, mut memory) = (0, Memory::default());
     // The last offset of a partition can be a transaction's marker, which is not delivered.
     let mut deadline = Instant::now() + reader.timeout;
-    while seen.len() < max && !open.is_empty() && Instant::now() < deadline {
+    while seen < max && !open.is_empty() && Instant::now() < deadline {
         let message = match reader.client.poll(Duration::from_millis(200)) {
             None => {
                 open.retain(|span| !is_read(reader, &topic, span));
@@ -317,11 +326,14 @@ fn read(reader: &Reader, destination: &Destination, spans: Vec<Span>, max: usize
         if open.iter().any(|span| span.partition == partition && offset < span.to) {
             // Epoch 0: no consumer's, so that it cannot be settled.
             let (record, now) = (Record::of(&message), Timestamp::now());
-            seen.push(receive(record, topic.clone(), 0, now, &mut memory).delivery);
+            seen += 1;
+            if !give(receive(record, topic.clone(), 0, now, &mut memory).delivery) {
+                return Ok(());
+            }
         }
         open.retain(|span| span.partition != partition || offset + 1 < span.to);
     }
-    Ok(seen)
+    Ok(())
 }
 
 /// Whether all of a partition has been read, whatever of it was delivered.

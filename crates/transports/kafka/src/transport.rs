@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use throughline_core::driver::{self, Connecting, Delivery, Depth};
+use throughline_core::driver::{self, Connecting, Depth, Pieces};
 use throughline_core::{
     Address, Capabilities, ConsumeOptions, DiagnoseOptions, Diagnosis, Result, capabilities,
 };
@@ -84,9 +84,9 @@ impl driver::Transport for Transport {
         admin::depth(cluster, destination).await
     }
 
-    async fn browse(&self, address: &Address, max: NonZeroUsize) -> Result<Vec<Delivery>> {
+    async fn browse_into(&self, address: &Address, max: NonZeroUsize, pieces: Pieces) -> Result<()> {
         let (cluster, destination) = self.resolve(address)?;
-        admin::browse(cluster, destination, max).await
+        admin::browse(cluster, destination, max, pieces).await
     }
 
     async fn diagnose(&self, address: &Address, options: &DiagnoseOptions) -> Result<Diagnosis> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use throughline_core::capabilities::{Capabilities, Level, MEMORY};
-use throughline_core::driver::{self, Delivery, Depth, Transport};
+use throughline_core::driver::{self, Depth, Pieces, Transport};
 use throughline_core::{Address, ConsumeOptions, DiagnoseOptions, Diagnosis, Error, ErrorKind, Result};
 
 use crate::broker::Broker;
@@ -93,8 +93,14 @@ impl Transport for Memory {
         Ok(self.existing(address)?.depth())
     }
 
-    async fn browse(&self, address: &Address, max: NonZeroUsize) -> Result<Vec<Delivery>> {
-        Ok(self.existing(address)?.browse(max.get()))
+    async fn browse_into(&self, address: &Address, max: NonZeroUsize, mut pieces: Pieces) -> Result<()> {
+        for delivery in self.existing(address)?.browse(max.get()) {
+            if !pieces.add(delivery).await {
+                return Ok(());
+            }
+        }
+        pieces.finish().await;
+        Ok(())
     }
 
     async fn diagnose(&self, address: &Address, options: &DiagnoseOptions) -> Result<Diagnosis> {

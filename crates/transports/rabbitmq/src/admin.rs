@@ -8,7 +8,7 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, ExchangeKind, Queue};
-use throughline_core::driver::{Delivery, Depth};
+use throughline_core::driver::{Depth, Pieces};
 use throughline_core::{ErrorKind, Result, Timestamp};
 
 use crate::config::{Destination, bad};
@@ -256,21 +256,26 @@ pub(crate) async fn browse(
     shared: &Shared,
     destination: &Destination,
     max: NonZeroUsize,
-) -> Result<Vec<Delivery>> {
+    mut pieces: Pieces,
+) -> Result<()> {
     let queue = destination.source()?;
-    let seen: Result<Vec<Delivery>> = on_channel!(shared, channel => seen(&channel, &queue, max.get()).await);
-    seen.map_err(|error| missing(error, destination))
+    let read: Result<()> =
+        on_channel!(shared, channel => read(&channel, &queue, max.get(), &mut pieces).await);
+    read.map_err(|error| missing(error, destination))?;
+    pieces.finish().await;
+    Ok(())
 }
 
-async fn seen(channel: &Channel, queue: &ShortString, max: usize) -> Result<Vec<Delivery>> {
-    let mut seen = Vec::new();
-    while seen.len() < max {
+async fn read(channel: &Channel, queue: &ShortString, max: usize, pieces: &mut Pieces) -> Result<()> {
+    for _ in 0..max {
         let got = answer(channel.basic_get(queue.clone(), BasicGetOptions::default())).await?;
         let Some(message) = got else { break };
         // Epoch 0: no consumer's, so that it cannot be settled.
-        seen.push(deliver(message.delivery, 0, Timestamp::now()));
+        if !pieces.add(deliver(message.delivery, 0, Timestamp::now())).await {
+            break;
+        }
     }
-    Ok(seen)
+    Ok(())
 }
 
 #[cfg(test)]

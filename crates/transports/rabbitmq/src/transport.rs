@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use throughline_core::driver::{self, Connecting, Delivery, Depth};
+use throughline_core::driver::{self, Connecting, Depth, Pieces};
 use throughline_core::{
     Address, Capabilities, ConsumeOptions, DiagnoseOptions, Diagnosis, Result, capabilities,
 };
@@ -102,8 +102,8 @@ impl driver::Transport for Transport {
         admin::depth(&self.shared, &self.destination(address)?).await
     }
 
-    async fn browse(&self, address: &Address, max: NonZeroUsize) -> Result<Vec<Delivery>> {
-        admin::browse(&self.shared, &self.destination(address)?, max).await
+    async fn browse_into(&self, address: &Address, max: NonZeroUsize, pieces: Pieces) -> Result<()> {
+        admin::browse(&self.shared, &self.destination(address)?, max, pieces).await
     }
 
     async fn diagnose(&self, address: &Address, options: &DiagnoseOptions) -> Result<Diagnosis> {

@@ -9,7 +9,7 @@ use aws_sdk_sns::{Client, config};
 use throughline_aws::error;
 use throughline_aws::settings::{Connection, Service, Settings};
 use throughline_core::diagnosis::{DiagnoseOptions, Diagnosis};
-use throughline_core::driver::{self, Connecting, Delivery, Depth};
+use throughline_core::driver::{self, Connecting, Depth, Pieces};
 use throughline_core::{Address, Capabilities, ConsumeOptions, ErrorKind, Result, capabilities};
 use throughline_sqs::source::Queues;
 
@@ -93,8 +93,8 @@ impl driver::Transport for Transport {
         self.shared.queues.depth(&Destination::of(address)?.queue()).await
     }
 
-    async fn browse(&self, address: &Address, max: NonZeroUsize) -> Result<Vec<Delivery>> {
-        self.shared.queues.browse(&Destination::of(address)?.queue(), max).await
+    async fn browse_into(&self, address: &Address, max: NonZeroUsize, pieces: Pieces) -> Result<()> {
+        self.shared.queues.browse_into(&Destination::of(address)?.queue(), max, pieces).await
     }
 
     async fn diagnose(&self, address: &Address, options: &DiagnoseOptions) -> Result<Diagnosis> {

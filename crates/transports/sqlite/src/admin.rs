@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use rusqlite::Connection;
 use throughline_core::capabilities::{self, Capabilities};
-use throughline_core::driver::{self, Delivery, Depth, Transport};
+use throughline_core::driver::{self, Depth, Pieces, Transport};
 use throughline_core::{
     Address, ConsumeOptions, DiagnoseOptions, Diagnosis, Error, ErrorKind, Result, Timestamp,
 };
@@ -238,11 +238,14 @@ impl Transport for Sqlite {
         self.look(address, |connection, queue| depth(connection, queue.id).map_err(error::sqlite)).await
     }
 
-    async fn browse(&self, address: &Address, max: NonZeroUsize) -> Result<Vec<Delivery>> {
+    async fn browse_into(&self, address: &Address, max: NonZeroUsize, mut pieces: Pieces) -> Result<()> {
         let look = move |connection: &Connection, queue: Queue| {
-            claim::browse(connection, queue.id, max.get()).map_err(error::sqlite)
+            let give = |delivery| pieces.blocking_add(delivery);
+            claim::browse(connection, queue.id, max.get(), give).map_err(error::sqlite)?;
+            Ok(pieces)
         };
-        self.look(address, look).await
+        self.look(address, look).await?.finish().await;
+        Ok(())
     }
 
     async fn diagnose(&self, address: &Address, options: &DiagnoseOptions) -> Result<Diagnosis> {

@@ -197,17 +197,27 @@ fn next_due(connection: &Connection, queue: i64) -> rusqlite::Result<Option<Time
     Ok(due.map(Timestamp::from_millis))
 }
 
-/// The ready messages, in the order in which they would be delivered, as they are.
-pub(crate) fn browse(connection: &Connection, queue: i64, max: usize) -> rusqlite::Result<Vec<Delivery>> {
-    let mut all = Vec::new();
+/// Gives the ready messages, in the order in which they would be delivered, as they are, until it is told to stop.
+pub(crate) fn browse(
+    connection: &Connection,
+    queue: i64,
+    max: usize,
+    mut give: impl FnMut(Delivery) -> bool,
+) -> rusqlite::Result<()> {
+    // One look at both: what leaves the one lane for the other meanwhile must not be missed.
+    let transaction = connection.unchecked_transaction()?;
+    let mut left = max;
     for lane in [READY, BEHIND] {
-        let mut select = connection.prepare_cached(lane.select)?;
-        let limit = i64::try_from(max - all.len()).unwrap_or(i64::MAX);
+        let mut select = transaction.prepare_cached(lane.select)?;
+        let limit = i64::try_from(left).unwrap_or(i64::MAX);
         for stored in select.query_map([queue, limit], Stored::read)? {
-            all.push(stored?.delivery);
+            left -= 1;
+            if !give(stored?.delivery) {
+                return Ok(());
+            }
         }
     }
-    Ok(all)
+    Ok(())
 }
 
 impl Store<'_> {

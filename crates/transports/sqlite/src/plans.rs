@@ -78,7 +78,7 @@ fn do_everything(connection: &Connection) {
     assert!(store.wake_due(queue).unwrap() > 4, "leases, retries and delays");
     store.flush().unwrap();
     admin::depth(connection, queue).unwrap();
-    claim::browse(connection, queue, 10).unwrap();
+    claim::browse(connection, queue, 10, |_| true).unwrap();
     let before = store.take_next().unwrap();
     assert!(store.purge(queue, before).unwrap() > 0);
     store.publish(&config("queue=q"), &batch(100)).unwrap();

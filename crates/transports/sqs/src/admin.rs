@@ -1,13 +1,13 @@
 //! Creating, deleting, purging, counting and browsing.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
 use aws_sdk_sqs::types::{MessageSystemAttributeName, QueueAttributeName};
 use throughline_aws::error;
-use throughline_core::driver::{Delivery, Depth};
+use throughline_core::driver::{Depth, Pieces};
 use throughline_core::{Error, ErrorKind, Result};
 
 use crate::batch::{self, MAX_ENTRIES};
@@ -178,13 +178,15 @@ pub(crate) async fn browse(
     shared: &Arc<Shared>,
     destination: &Destination,
     max: NonZeroUsize,
-) -> Result<Vec<Delivery>> {
+    mut pieces: Pieces,
+) -> Result<()> {
     let queue = Queue::find(shared, destination).await?;
-    let mut deliveries = Vec::new();
+    // By its id: what is hidden for too short a time to read the rest comes again.
+    let mut seen = HashSet::new();
     let mut handles = Vec::new();
     let mut failed = None;
-    while deliveries.len() < max.get() {
-        let most = (max.get() - deliveries.len()).min(MAX_ENTRIES);
+    'read: while seen.len() < max.get() {
+        let most = (max.get() - seen.len()).min(MAX_ENTRIES);
         let request = shared
             .receiving
             .receive_message()
@@ -201,13 +203,20 @@ pub(crate) async fn browse(
                 break;
             }
         };
-        if messages.is_empty() {
-            break;
-        }
+        let mut is_new = false;
         for message in messages {
-            let delivered = deliver(message, deliveries.len() as u64, |_| None);
+            let id = message.message_id.clone().unwrap_or_default();
+            let delivered = deliver(message, seen.len() as u64, |_| None);
             handles.push((delivered.native.receipt_handle.clone(), 0));
-            deliveries.push(delivered.delivery);
+            if seen.insert(id) {
+                is_new = true;
+                if !pieces.add(delivered.delivery).await {
+                    break 'read;
+                }
+            }
+        }
+        if !is_new {
+            break;
         }
     }
     for answer in batch::set_visibility(shared, &queue.url, handles).await {
@@ -216,5 +225,6 @@ pub(crate) async fn browse(
             tracing::warn!(%error, ?hidden, "a browsed message could not be given back");
         }
     }
-    failed.map_or(Ok(deliveries), Err)
+    pieces.finish().await;
+    failed.map_or(Ok(()), Err)
 }

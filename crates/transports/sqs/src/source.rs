@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use throughline_aws::error;
 use throughline_aws::settings::{Connection, bad};
 use throughline_core::diagnosis::{DiagnoseOptions, Diagnosis};
-use throughline_core::driver::{self, Delivery, Depth, Place, Sibling};
+use throughline_core::driver::{self, Depth, Pieces, Place, Sibling};
 use throughline_core::{Address, Capabilities, ConsumeOptions, Error, ErrorKind, Result};
 
 use crate::admin;
@@ -143,8 +143,8 @@ impl Queues {
     ///
     /// # Errors
     /// `NotFound`, and what asking fails with.
-    pub async fn browse(&self, address: &Address, max: NonZeroUsize) -> Result<Vec<Delivery>> {
-        admin::browse(&self.0, &named(address)?, max).await
+    pub async fn browse_into(&self, address: &Address, max: NonZeroUsize, pieces: Pieces) -> Result<()> {
+        admin::browse(&self.0, &named(address)?, max, pieces).await
     }
 
     /// Adds what is to be said of an address's queue, which messages with these capabilities fill.

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use aws_sdk_sqs::{Client, config};
 use throughline_aws::settings::{Connection, Service, Settings};
 use throughline_core::diagnosis::{DiagnoseOptions, Diagnosis};
-use throughline_core::driver::{self, Connecting, Delivery, Depth};
+use throughline_core::driver::{self, Connecting, Depth, Pieces};
 use throughline_core::{Address, Capabilities, ConsumeOptions, Result, capabilities};
 use tokio::task::JoinHandle;
 
@@ -130,8 +130,8 @@ impl driver::Transport for Transport {
         admin::depth(&self.shared, &Destination::of(address)?).await
     }
 
-    async fn browse(&self, address: &Address, max: NonZeroUsize) -> Result<Vec<Delivery>> {
-        admin::browse(&self.shared, &Destination::of(address)?, max).await
+    async fn browse_into(&self, address: &Address, max: NonZeroUsize, pieces: Pieces) -> Result<()> {
+        admin::browse(&self.shared, &Destination::of(address)?, max, pieces).await
     }
 
     async fn diagnose(&self, address: &Address, options: &DiagnoseOptions) -> Result<Diagnosis> {

@@ -12,7 +12,7 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 use rdkafka::types::RDKafkaRespErr;
 use throughline_core::diagnosis::{DiagnoseOptions, Diagnosis};
-use throughline_core::driver::{self, Delivery, Depth, Transport};
+use throughline_core::driver::{self, Depth, Pieces, Transport};
 use throughline_core::{Address, Capabilities, ConsumeOptions, Error, ErrorKind, Result};
 use throughline_kafka::rdkafka;
 
@@ -137,8 +137,8 @@ impl Transport for Mocked {
         self.transport.depth(address).await
     }
 
-    async fn browse(&self, address: &Address, max: NonZeroUsize) -> Result<Vec<Delivery>> {
-        self.transport.browse(address, max).await
+    async fn browse_into(&self, address: &Address, max: NonZeroUsize, pieces: Pieces) -> Result<()> {
+        self.transport.browse_into(address, max, pieces).await
     }
 
     async fn diagnose(&self, address: &Address, options: &DiagnoseOptions) -> Result<Diagnosis> {
