@@ -31,13 +31,20 @@ pub(super) type RunId = i64;
 
 pub(super) struct File {
     connection: Connection,
-    /// Of the two tables, the one that is being filled, and how far.
-    filling: i64,
-    filled: i64,
-    generation: i64,
+    tables: Tables,
     /// What was sent is kept, and how much was added since the oldest was forgotten.
     shared: bool,
     remembered: i64,
+}
+
+/// The two tables of identities.
+struct Tables {
+    /// The one that is being filled, and how far.
+    filling: i64,
+    filled: i64,
+    /// Whether the other holds anything: until then there is nothing to look for in it.
+    has_older: bool,
+    generation: i64,
 }
 
 impl File {
@@ -97,6 +104,8 @@ impl File {
                 format!("is of the bridge from {of_source} to {of_sink}; give this one a ledger of its own");
             return Err(conflict(path, &text));
         }
+        let older = if filling == 0 { "SELECT 1 FROM moved_1" } else { "SELECT 1 FROM moved_0" };
+        let has_older = transaction.prepare(older).and_then(|mut any| any.exists([])).map_err(told)?;
         let before = before(&transaction).map_err(told)?;
         transaction
             .execute(
@@ -108,14 +117,15 @@ impl File {
         transaction.commit().map_err(told)?;
         // Whatever the runs before have left is looked at soon.
         let remembered = REMEMBERED.1;
-        let file = Self { connection, filling, filled, generation: GENERATION, shared, remembered };
+        let tables = Tables { filling, filled, has_older, generation: GENERATION };
+        let file = Self { connection, tables, shared, remembered };
         Ok((file, run, before))
     }
 
     pub(super) fn peek(path: &Path, is_running: bool) -> Result<Before> {
         const LATEST: &str =
             "SELECT in_flight FROM run WHERE ended IS NULL AND id = (SELECT max(id) FROM run)";
-        Self::look(path, |connection| {
+        Self::look(path, Default::default(), |connection| {
             let mut known = before(connection)?;
             let latest = connection.query_row(LATEST, [], |row| row.get::<_, i64>(0)).optional()?;
             if let (true, Some(in_flight)) = (is_running, latest) {
@@ -127,7 +137,7 @@ impl File {
     }
 
     pub(super) fn sent_ids(path: &Path) -> Result<Option<HashSet<String>>> {
-        Self::look(path, |connection| {
+        Self::look(path, Some(HashSet::new()), |connection| {
             let count = |sql| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
             if count("SELECT coalesce(sum(moved), 0) FROM run")? > count(REMEMBERED_SENT)? {
                 return Ok(None);
@@ -138,7 +148,7 @@ impl File {
     }
 
     pub(super) fn remembered(path: &Path) -> Result<Remembered> {
-        Self::look(path, |connection| {
+        Self::look(path, Remembered::default(), |connection| {
             let count = |sql| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
             Ok(Remembered {
                 moved: count("SELECT coalesce(sum(moved), 0) FROM run")?.unsigned_abs(),
@@ -149,34 +159,29 @@ impl File {
     }
 
     pub(super) fn page(path: &Path, after: i64) -> Result<sent::Page> {
-        Self::look(path, |connection| sent::page(&connection.unchecked_transaction()?, after))
+        Self::look(path, Vec::new(), |connection| sent::page(&connection.unchecked_transaction()?, after))
     }
 
-    /// Looks into a shared ledger, which another process may have open.
-    fn look<T>(path: &Path, look: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
+    /// Looks into a shared ledger, which another process may have open, or just be making: then there is nothing yet.
+    fn look<T>(path: &Path, nothing: T, look: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let looked = Connection::open_with_flags(path, flags).and_then(|connection| {
             connection.busy_timeout(BUSY)?;
-            look(&connection)
+            let is_made = connection.prepare("SELECT 1 FROM sqlite_schema")?.exists([])?;
+            if is_made { look(&connection) } else { Ok(nothing) }
         });
         looked.map_err(|error| of(error, Some(path)))
     }
 
     pub(super) fn begin(&mut self) -> Result<Begun<'_>> {
         let transaction = self.connection.transaction().map_err(|error| of(error, None))?;
-        Ok(Begun {
-            transaction,
-            filling: &mut self.filling,
-            filled: &mut self.filled,
-            generation: self.generation,
-            shared: self.shared,
-            remembered: &mut self.remembered,
-        })
+        let remembered = &mut self.remembered;
+        Ok(Begun { transaction, tables: &mut self.tables, shared: self.shared, remembered })
     }
 
     #[cfg(test)]
     pub(super) fn set_generation(&mut self, generation: i64) {
-        self.generation = generation;
+        self.tables.generation = generation;
     }
 }
 
@@ -209,9 +214,7 @@ fn before(connection: &Connection) -> rusqlite::Result<Before> {
 /// A transaction.
 pub(super) struct Begun<'a> {
     transaction: Transaction<'a>,
-    filling: &'a mut i64,
-    filled: &'a mut i64,
-    generation: i64,
+    tables: &'a mut Tables,
     shared: bool,
     remembered: &'a mut i64,
 }
@@ -237,7 +240,7 @@ impl Begun<'_> {
         let mut copies = 0_u64;
         let mut added = 0_i64;
         {
-            let (new, old) = match *self.filling {
+            let (new, old) = match self.tables.filling {
                 0 => {
                     ("INSERT OR IGNORE INTO moved_0 VALUES (?1)", "SELECT 1 FROM moved_1 WHERE identity = ?1")
                 }
@@ -253,7 +256,8 @@ impl Begun<'_> {
                 if let Some(identity) = &entry.identity {
                     let is_new = insert.execute([identity.as_bytes()])? > 0;
                     added += i64::from(is_new);
-                    let is_copy = !is_new || in_older.exists([identity.as_bytes()])?;
+                    let is_copy =
+                        !is_new || (self.tables.has_older && in_older.exists([identity.as_bytes()])?);
                     copies += u64::from(is_copy);
                 }
                 if let Some(sent) = &entry.sent {
@@ -290,12 +294,13 @@ impl Begun<'_> {
                 [REMEMBERED.0],
             )?;
         }
-        *self.filled += added;
-        if *self.filled >= self.generation {
+        self.tables.filled += added;
+        if self.tables.filled >= self.tables.generation {
             // The older of the two becomes the one that is filled.
-            *self.filling = 1 - *self.filling;
-            *self.filled = 0;
-            self.empty(*self.filling)?;
+            self.tables.filling = 1 - self.tables.filling;
+            self.tables.filled = 0;
+            self.tables.has_older = true;
+            self.empty(self.tables.filling)?;
             self.turn()?;
         }
         Ok(copies)
@@ -309,7 +314,10 @@ impl Begun<'_> {
 
     fn turn(&self) -> rusqlite::Result<()> {
         self.transaction
-            .execute("UPDATE bridge SET filling = ?1, filled = ?2", params![*self.filling, *self.filled])
+            .execute(
+                "UPDATE bridge SET filling = ?1, filled = ?2",
+                params![self.tables.filling, self.tables.filled],
+            )
             .map(drop)
     }
 
@@ -342,7 +350,8 @@ impl Begun<'_> {
             if !self.shared {
                 self.transaction.execute("DELETE FROM sent", [])?;
             }
-            *self.filled = 0;
+            self.tables.filled = 0;
+            self.tables.has_older = false;
         }
         self.turn()?;
         self.transaction.execute("UPDATE run SET ended = ?2 WHERE id = ?1", params![run, now.as_millis()])?;

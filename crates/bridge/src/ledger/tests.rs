@@ -60,6 +60,9 @@ async fn what_was_noted_is_known_after_the_process_died() {
 async fn a_shared_one_keeps_what_was_sent_and_can_be_read_meanwhile() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger");
+    // As another process may just have made it.
+    std::fs::write(&path, "").unwrap();
+    assert_eq!((peek(&path, true).unwrap().runs, remembered(&path).unwrap().count), (0, 0));
     let open = || Ledger::open_shared(Some(&path), "from".into(), "to".into(), 10);
     let message = Envelope::builder("x").id("a").build();
     let ledger = open().await.unwrap();
