@@ -44,6 +44,8 @@
 //! undone need rules of their own ([`RollBack::map`]). Copies that a tap has made are not moved back: before the cut-over
 //! nothing is, and after one that kept them the ledger tells them from what producers have put there. An old place that is a
 //! topic publishes what comes back to all its subscribers; [`RollBack::to`] names the queue alone, where one can be published to.
+//! What a killed phase had in flight may be at both places, and then comes back to where it is: the ledger's `killed_in_flight` says
+//! how many at most.
 //!
 //! # The state file
 //!
@@ -55,7 +57,9 @@
 //! The bridges' ledgers keep ids and digests of the latest million messages that were moved, some 200 bytes each.
 //! So a comparison can tell what is missing from what was not mirrored yet, and a copy from a stranger.
 
+mod back;
 mod compare;
+mod copies;
 mod file;
 mod moving;
 mod place;
@@ -73,24 +77,17 @@ use std::time::Duration;
 use serde::Serialize;
 use throughline::{Bus, Error, ErrorKind, Result};
 
+pub use back::RollBack;
 pub use compare::{Agreement, Compared};
 pub use state::{Back, Copies, Kind, LedgerState, MigrationOptions, MigrationState, Phase, PhaseState};
 pub use status::{MigrationStatus, PlaceStatus};
 
 use crate::bridge::Bridge;
-use crate::ledger;
 use crate::progress::Progress;
 use crate::report::{End, Report, Totals};
-use compare::{Comparing, blocking, only_copies};
+use compare::{Comparing, blocking};
 use file::{Lock, StateFile};
 use moving::Leg;
-use state::map_of;
-
-/// So many messages are looked at before copies are purged: as many as the ledger remembers.
-const LOOKED_AT: NonZeroUsize = match NonZeroUsize::new(1_000_000) {
-    Some(count) => count,
-    None => NonZeroUsize::MIN,
-};
 
 type Adjust = Arc<dyn Fn(Bridge) -> Bridge + Send + Sync>;
 
@@ -145,43 +142,6 @@ pub struct PhaseReport {
     pub purged: Option<u64>,
     /// What was moved; `None` where nothing had to be. Of several passes over a source that was empty for a while, one.
     pub report: Option<Report>,
-}
-
-/// How a migration is taken back.
-#[derive(Clone, Default)]
-#[non_exhaustive]
-pub struct RollBack {
-    from: Option<String>,
-    to: Option<String>,
-    map: Option<Vec<String>>,
-    purge_copies: bool,
-}
-
-impl RollBack {
-    /// Takes messages from this address in place of the new one: where that names nothing to consume from, as a topic
-    /// without a group.
-    pub fn from(mut self, address: impl Into<String>) -> Self {
-        self.from = Some(address.into());
-        self
-    }
-
-    /// Puts messages there in place of the old address: the queue behind a topic.
-    pub fn to(mut self, address: impl Into<String>) -> Self {
-        self.to = Some(address.into());
-        self
-    }
-
-    /// A rename of the way back; with any, these take the place of the inverse ones.
-    pub fn map(mut self, rule: impl Into<String>) -> Self {
-        self.map.get_or_insert_default().push(rule.into());
-        self
-    }
-
-    /// Deletes the copies that a tap has made, before its cut-over; else they stay.
-    pub fn purge_copies(mut self) -> Self {
-        self.purge_copies = true;
-        self
-    }
 }
 
 impl Migration {
@@ -251,9 +211,8 @@ impl Migration {
     ///
     /// Errors: `Conflict` where its turn is over, or another process runs a phase; those of [`Bridge::run`].
     pub async fn mirror(&mut self, shutdown: impl Future<Output = ()>) -> Result<PhaseReport> {
-        let Some(_lock) = self.begin(Phase::Mirror, |_| ()).await? else {
-            return self.was_done(Phase::Mirror);
-        };
+        let Some(_lock) = self.turn(Phase::Mirror).await? else { return self.was_done(Phase::Mirror) };
+        self.begin(Phase::Mirror, |_| ()).await?;
         let report = self.flow(self.state.leg(), shutdown).await?;
         self.end(Phase::Mirror, Some(report), None, false).await
     }
@@ -308,10 +267,7 @@ impl Migration {
         quiet: Duration,
         shutdown: impl Future<Output = ()>,
     ) -> Result<PhaseReport> {
-        self.state = self.read().await?;
-        if self.state.is_done(Phase::CutOver)? {
-            return self.was_done(Phase::CutOver);
-        }
+        let Some(_lock) = self.turn(Phase::CutOver).await? else { return self.was_done(Phase::CutOver) };
         let refuse = |text: &'static str| Err(Error::new(ErrorKind::Unsupported, text));
         match (self.state.kind, copies) {
             (Kind::Forward, Some(_)) => return refuse("cut-over: a mirror that forwards makes no copies"),
@@ -321,65 +277,21 @@ impl Migration {
                      moved; or keep them, and it is not",
                 );
             }
+            _ if self.state.copies.is_some_and(|begun| Some(begun) != copies) => {
+                return refuse(
+                    "cut-over: it was begun with the other choice for the copies; go on with that",
+                );
+            }
             _ => {}
         }
         if copies == Some(Copies::Purge) {
-            return self.cut_over_without_copies().await;
+            let purged = self.purge_copies(Phase::CutOver).await?;
+            return self.end(Phase::CutOver, None, Some(purged), true).await;
         }
-        let Some(_lock) = self.begin(Phase::CutOver, move |state| state.copies = copies).await? else {
-            return self.was_done(Phase::CutOver);
-        };
+        self.begin(Phase::CutOver, move |state| state.copies = copies).await?;
         let report = self.flow_until_quiet(self.state.leg(), quiet, shutdown).await?;
         let is_done = matches!(report.end, End::Empty { .. });
         self.end(Phase::CutOver, Some(report), None, is_done).await
-    }
-
-    async fn cut_over_without_copies(&mut self) -> Result<PhaseReport> {
-        let file = self.file.clone();
-        // Before anything is changed: what is not purged is not cut over.
-        let lock = blocking(move || file.lock_run()).await?;
-        let new = Bus::connect(&self.state.options.new).await?;
-        let checked = self.only_copies(&new).await;
-        let purged = match checked {
-            Ok(()) => {
-                self.update(|state| {
-                    state.copies = Some(Copies::Purge);
-                    state.begin(Phase::CutOver);
-                })
-                .await?;
-                new.purge("").await
-            }
-            Err(error) => Err(error),
-        };
-        let closed = new.close().await;
-        let purged = purged?;
-        closed?;
-        let ended = self.end(Phase::CutOver, None, Some(purged), true).await;
-        drop(lock);
-        ended
-    }
-
-    /// Refuses unless all that the new place holds are copies of the tap's.
-    async fn only_copies(&self, new: &Bus) -> Result<()> {
-        let refuse = |why: String| {
-            let text = format!("the copies are not purged: {why}");
-            Err(Error::new(ErrorKind::Conflict, text).at("purge", new.address()))
-        };
-        let depth = new.depth("").await?;
-        if let Some(held) = depth.unsettled.filter(|held| *held > 0) {
-            return refuse(format!("consumers hold {held} messages there; stop them first"));
-        }
-        if depth.ready == 0 {
-            return Ok(());
-        }
-        let ledger = self.file.ledger(Leg::TapToNew.file()).0;
-        match only_copies(new, &ledger, LOOKED_AT).await? {
-            Ok(read) if new.depth("").await?.ready <= read => Ok(()),
-            Ok(_) => refuse("messages arrive there; producers change after the cut-over".into()),
-            Err(why) => refuse(format!(
-                "{why}; after a kill, mirror once more. What is no copy has to be moved away first"
-            )),
-        }
     }
 
     /// Moves what is left at the old place (with kept copies: at the tap), until that is empty and nothing comes for as long as
@@ -391,120 +303,36 @@ impl Migration {
         quiet: Duration,
         shutdown: impl Future<Output = ()>,
     ) -> Result<PhaseReport> {
-        let Some(_lock) = self.begin(Phase::Drain, |_| ()).await? else { return self.was_done(Phase::Drain) };
+        let Some(_lock) = self.turn(Phase::Drain).await? else { return self.was_done(Phase::Drain) };
+        self.begin(Phase::Drain, |_| ()).await?;
         let report = self.flow_until_quiet(self.state.leg(), quiet, shutdown).await?;
         let is_done = matches!(report.end, End::Empty { .. });
         self.end(Phase::Drain, Some(report), None, is_done).await
     }
 
-    /// Takes it back, from any phase: what is at the new place goes to the old one, until that is empty and quiet, or until
-    /// `shutdown`: then it is not done. The [module's page](self) says what becomes of copies.
-    ///
-    /// Errors: `Unsupported` where renames cannot be undone; `Conflict` where copies cannot be told from other messages,
-    /// where it was begun between other addresses, or where another process runs a phase; those of [`Bridge::run`].
-    pub async fn roll_back(
-        &mut self,
-        how: RollBack,
-        quiet: Duration,
-        shutdown: impl Future<Output = ()>,
-    ) -> Result<PhaseReport> {
-        self.state = self.read().await?;
-        let state = &self.state;
-        if state.is_done(Phase::RollBack)? {
-            return self.was_done(Phase::RollBack);
-        }
-        // A roll-back that was begun goes on from the phase that it began in.
-        let reached = state.steps.iter().rev().map(|step| step.phase).find(|phase| *phase != Phase::RollBack);
-        let is_tap = state.kind == Kind::Tap;
-        let has_copies = is_tap && (state.copies != Some(Copies::Purge) || reached <= Some(Phase::Mirror));
-        if how.purge_copies && !has_copies {
-            return Err(Error::new(ErrorKind::Unsupported, "roll-back: there are no copies to purge"));
-        }
-        if has_copies && reached <= Some(Phase::Mirror) {
-            return self.roll_back_copies(how.purge_copies).await;
-        }
-        if how.purge_copies {
-            let text = "roll-back: producers may be at the new place, so nothing is purged there";
-            return Err(Error::new(ErrorKind::Unsupported, text));
-        }
-        let back = Back {
-            from: how.from.unwrap_or_else(|| state.options.new.clone()),
-            to: how.to.unwrap_or_else(|| state.options.old.clone()),
-            map: how.map.unwrap_or_default(),
-        };
-        let map =
-            if back.map.is_empty() { map_of(&state.options.map)?.inverse()? } else { map_of(&back.map)? };
-        if state.back.as_ref().is_some_and(|begun| *begun != back) {
-            let text = "roll-back: it was begun with other addresses or rules; go on with those";
-            return Err(Error::new(ErrorKind::Conflict, text));
-        }
-        let copies = if has_copies { Some(self.copies_made().await?) } else { None };
-        let begun = back.clone();
-        let Some(_lock) = self.begin(Phase::RollBack, move |state| state.back = Some(begun)).await? else {
-            return self.was_done(Phase::RollBack);
-        };
-        let report = self.flow_back(back, map, copies, quiet, shutdown).await?;
-        let is_done = matches!(report.end, End::Empty { .. });
-        self.end(Phase::RollBack, Some(report), None, is_done).await
-    }
-
-    /// Before a tap's cut-over there is nothing to move: the old place has everything.
-    async fn roll_back_copies(&mut self, purge: bool) -> Result<PhaseReport> {
-        let Some(lock) = self.begin(Phase::RollBack, |_| ()).await? else {
-            return self.was_done(Phase::RollBack);
-        };
-        let mut purged = None;
-        if purge {
-            let new = Bus::connect(&self.state.options.new).await?;
-            let done = match self.only_copies(&new).await {
-                Ok(()) => new.purge("").await,
-                Err(error) => Err(error),
-            };
-            let closed = new.close().await;
-            purged = Some(done?);
-            closed?;
-        }
-        let ended = self.end(Phase::RollBack, None, purged, true).await;
-        drop(lock);
-        ended
-    }
-
-    /// The ids of the copies that are at the new place.
-    async fn copies_made(&self) -> Result<std::collections::HashSet<String>> {
-        let (path, _) = self.file.ledger(Leg::TapToNew.file());
-        let ids =
-            blocking(
-                move || if path.exists() { ledger::sent_ids(&path) } else { Ok(Some(Default::default())) },
-            );
-        ids.await?.ok_or_else(|| {
-            let text = "roll-back: more copies were made than the ledger remembers, so that they cannot be told from what \
-                        producers have put at the new place; move that by `throughline bridge`, from a group that begins after the copies";
-            Error::new(ErrorKind::Conflict, text)
+    /// Takes the lock, and looks whether it is the phase's turn. `None`: it is done.
+    async fn turn(&mut self, phase: Phase) -> Result<Option<Lock>> {
+        let file = self.file.clone();
+        let (state, lock) = blocking(move || {
+            let lock = file.lock_run()?;
+            Ok((file.read()?, lock))
         })
+        .await?;
+        self.state = state;
+        Ok(if self.state.is_done(phase)? { None } else { Some(lock) })
     }
 
-    /// Takes the lock and notes that the phase begins. `None`: it is done.
+    /// Notes that the phase begins.
     async fn begin(
         &mut self,
         phase: Phase,
         decide: impl FnOnce(&mut MigrationState) + Send + 'static,
-    ) -> Result<Option<Lock>> {
-        let file = self.file.clone();
-        let (state, lock) = blocking(move || {
-            let lock = file.lock_run()?;
-            let state = file.read()?;
-            if state.is_done(phase)? {
-                return Ok((state, None));
-            }
-            let begun = file.update(|state| {
-                state.begin(phase);
-                decide(state);
-            })?;
-            Ok((begun, Some(lock)))
+    ) -> Result<()> {
+        self.update(move |state| {
+            state.begin(phase);
+            decide(state);
         })
-        .await?;
-        self.state = state;
-        Ok(lock)
+        .await
     }
 
     async fn end(

@@ -428,6 +428,47 @@ async fn copies_are_not_moved_back() {
 }
 
 #[tokio::test]
+async fn what_was_decided_of_the_copies_stays_so() {
+    let world = World::new();
+    let migration = world.start(true).await;
+    world.publish(&world.old(), 0..5).await;
+    let mut migration = mirror_until(&world, migration, 5).await;
+    let hour = Duration::from_secs(3600);
+    let begun = migration.cut_over(Some(Copies::Keep), hour, tokio::time::sleep(QUIET)).await.unwrap();
+    assert!(!begun.is_done);
+    // Producers may be there by now.
+    let error = migration.cut_over(Some(Copies::Purge), QUIET, pending()).await.unwrap_err();
+    assert!(error.to_string().contains("with the other choice"), "{error}");
+    let how = RollBack::default().purge_copies();
+    let error = migration.roll_back(how, QUIET, pending()).await.unwrap_err();
+    assert!(error.to_string().contains("nothing is purged there"), "{error}");
+    assert_eq!((world.depth(&world.new_place()).await, migration.state().phase), (5, Phase::CutOver));
+}
+
+/// As if it were killed between the decision and the deletion: the copies are no messages of producers.
+#[tokio::test]
+async fn copies_that_were_to_be_purged_are_not_moved_back() {
+    let world = World::new();
+    let migration = world.start(true).await;
+    world.publish(&world.old(), 0..5).await;
+    drop(mirror_until(&world, migration, 5).await);
+    let text = std::fs::read_to_string(world.state()).unwrap();
+    let mut state: serde_json::Value = serde_json::from_str(&text).unwrap();
+    state["phase"] = "cut-over".into();
+    state["copies"] = "purge".into();
+    let step =
+        serde_json::json!({ "phase": "cut-over", "began": "2026-11-23T00:00:00Z", "ended": null, "runs": 1 });
+    state["steps"].as_array_mut().unwrap().push(step);
+    std::fs::write(world.state(), state.to_string()).unwrap();
+
+    let mut migration = Migration::open(world.state()).unwrap();
+    assert_eq!(migration.compare(MOST, false).await.unwrap().same, 5, "with the ledger of the copies");
+    let back = migration.roll_back(RollBack::default(), QUIET, pending()).await.unwrap();
+    assert!(back.is_done && back.report.is_none(), "{back:?}");
+    assert_eq!((world.depth(&world.old()).await, world.depth(&world.new_place()).await), (5, 5));
+}
+
+#[tokio::test]
 async fn what_cannot_work_is_refused_at_the_start() {
     let world = World::new();
     let create =

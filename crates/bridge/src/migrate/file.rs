@@ -3,11 +3,15 @@
 use std::fs::{File, TryLockError};
 use std::io::{ErrorKind as IoKind, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use throughline::{Error, ErrorKind, Result};
 
 use super::state::{MigrationState, VERSION};
+
+/// So long somebody may only have looked whether a phase runs.
+const LOOKED_AT: Duration = Duration::from_millis(500);
 
 /// Where a migration's files are: the state, and beside it a folder with ledgers and locks.
 #[derive(Clone, Debug)]
@@ -49,11 +53,27 @@ impl StateFile {
     /// One phase at a time.
     pub(super) fn lock_run(&self) -> Result<Lock> {
         let file = self.open_lock("run.lock")?;
-        match file.try_lock() {
-            Ok(()) => Ok(Lock(file)),
-            Err(TryLockError::WouldBlock) => Err(self.conflict(
-                "another process runs a phase of this migration; let it end, or stop it (Ctrl-C), and try again",
-            )),
+        let end = Instant::now() + LOOKED_AT;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Lock(file)),
+                Err(TryLockError::WouldBlock) if Instant::now() < end => std::thread::sleep(LOOKED_AT / 20),
+                Err(TryLockError::WouldBlock) => {
+                    return Err(self.conflict(
+                        "another process runs a phase of this migration; let it end, or stop it (Ctrl-C), and try again",
+                    ));
+                }
+                Err(TryLockError::Error(error)) => return Err(self.failed("cannot be locked", error)),
+            }
+        }
+    }
+
+    /// Whether a process runs a phase.
+    pub(super) fn is_running(&self) -> Result<bool> {
+        let file = self.open_lock("run.lock")?;
+        match file.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
             Err(TryLockError::Error(error)) => Err(self.failed("cannot be locked", error)),
         }
     }

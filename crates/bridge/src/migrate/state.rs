@@ -316,11 +316,22 @@ impl MigrationState {
         }
     }
 
+    /// Whether the copies are gone.
+    pub(super) fn is_purged(&self) -> bool {
+        self.copies == Some(Copies::Purge)
+            && self.step(Phase::CutOver).is_some_and(|step| step.ended.is_some())
+    }
+
+    /// Whether a cut-over that keeps the copies was begun, so that producers may be at the new place.
+    pub(super) fn has_begun_to_keep(&self) -> bool {
+        self.copies == Some(Copies::Keep)
+    }
+
     /// The bridge of the phase: messages come from the tap until the copies are purged, and for good where they are kept.
     pub(super) fn leg(&self) -> Leg {
         match (self.phase, self.kind) {
             (Phase::RollBack, _) => Leg::NewToOld,
-            (_, Kind::Tap) if self.copies != Some(Copies::Purge) => Leg::TapToNew,
+            (_, Kind::Tap) if !self.is_purged() => Leg::TapToNew,
             _ => Leg::OldToNew,
         }
     }

@@ -90,8 +90,7 @@ impl Migration {
         let file = StateFile::new(path.as_ref());
         let (state, is_running, ledgers) = blocking(move || {
             let state = file.read()?;
-            // Let go at once: nobody is held up by it for long.
-            let is_running = file.lock_run().is_err();
+            let is_running = file.is_running()?;
             let ledgers = ledgers(&file, &state, is_running)?;
             Ok((state, is_running, ledgers))
         })

@@ -95,7 +95,9 @@ fn many_write_and_read_at_once() {
 #[test]
 fn one_process_runs_a_phase_at_a_time() {
     let (_folder, file) = file();
+    assert!(!file.is_running().unwrap());
     let lock = file.lock_run().unwrap();
+    assert!(file.is_running().unwrap());
     let error = file.lock_run().unwrap_err();
     assert!(error.kind() == ErrorKind::Conflict && error.to_string().contains("another process"), "{error}");
     drop(lock);
@@ -127,6 +129,22 @@ fn phases_come_in_their_order() {
     assert!(why(&state, Phase::Drain).contains("cut-over comes first"));
     (state.phase, state.done) = (Phase::RollBack, true);
     assert!(why(&state, Phase::Mirror).contains("start it anew"));
+}
+
+/// A kill between the decision and the deletion leaves copies that nobody took for messages.
+#[test]
+fn copies_are_there_until_their_deletion_has_ended() {
+    let mut state = MigrationState::new(
+        MigrationOptions::new("memory:a?queue=q", "memory:b?queue=q").tap("memory:a?topic=t&queue=q"),
+    );
+    assert_eq!((state.is_purged(), state.leg()), (false, Leg::TapToNew));
+    state.begin(Phase::CutOver);
+    state.copies = Some(Copies::Purge);
+    assert_eq!((state.is_purged(), state.leg()), (false, Leg::TapToNew));
+    state.end(Phase::CutOver, Totals::default(), Some(3), true);
+    assert_eq!((state.is_purged(), state.leg()), (true, Leg::OldToNew));
+    state.begin(Phase::RollBack);
+    assert_eq!((state.is_purged(), state.leg()), (true, Leg::NewToOld));
 }
 
 #[test]
