@@ -43,6 +43,8 @@ pub(crate) struct Settings {
     pub(crate) patience: Option<Duration>,
     /// How many messages are read back at most.
     pub(crate) verify: Option<NonZeroUsize>,
+    /// The ledger keeps what was sent beyond the run, and others may read it meanwhile: a migration compares with it.
+    pub(crate) remember: bool,
     /// How often it is looked whether something is due.
     pub(crate) tick: Duration,
     /// So long without a message, and the source may be empty.
@@ -74,6 +76,7 @@ impl Default for Settings {
             lease: ConsumeOptions::default().lease,
             patience: None,
             verify: None,
+            remember: false,
             tick: Duration::from_millis(50),
             quiet: Duration::from_millis(500),
             looks: 3,
@@ -117,7 +120,7 @@ pub struct Bridge {
     pub(crate) to: Bus,
     reject: Option<Bus>,
     ledger: Option<PathBuf>,
-    progress: Progress,
+    pub(crate) progress: Progress,
     pub(crate) settings: Settings,
 }
 
@@ -284,7 +287,12 @@ impl Bridge {
             None => None,
         };
         let (from, to) = (self.from.address().to_string(), self.to.address().to_string());
-        let ledger = Ledger::open(self.ledger.as_deref(), from.clone(), to.clone(), in_flight).await?;
+        let path = self.ledger.as_deref();
+        let ledger = if self.settings.remember {
+            Ledger::open_shared(path, from.clone(), to.clone(), in_flight).await?
+        } else {
+            Ledger::open(path, from.clone(), to.clone(), in_flight).await?
+        };
         let mut shutdown = pin!(shutdown);
         let (account, is_stopped) = tokio::select! {
             biased;

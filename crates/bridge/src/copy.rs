@@ -357,7 +357,8 @@ impl<'a> Copy<'a> {
             }
         }
         if !sent.is_empty() {
-            self.tasks.spawn(job::settle(sent, self.writer.clone(), self.settings.verify.is_some()));
+            let is_noted = self.settings.verify.is_some() || self.settings.remember;
+            self.tasks.spawn(job::settle(sent, self.writer.clone(), is_noted));
         }
         self.show();
     }

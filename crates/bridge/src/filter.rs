@@ -1,6 +1,8 @@
 //! Which messages are meant.
 
+use std::collections::HashSet;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use throughline::{Envelope, Error, ErrorKind, HeaderValue};
 
@@ -21,6 +23,8 @@ use throughline::{Envelope, Error, ErrorKind, HeaderValue};
 pub struct Filter {
     types: Vec<String>,
     headers: Vec<(String, String)>,
+    /// The ids of messages that are not taken.
+    except: Option<Arc<HashSet<String>>>,
 }
 
 /// What becomes of messages that the [`Filter`] does not take. Either way they are counted.
@@ -52,6 +56,13 @@ impl Filter {
     pub fn and(mut self, other: Self) -> Self {
         self.types.extend(other.types);
         self.headers.extend(other.headers);
+        self.except = other.except.or(self.except);
+        self
+    }
+
+    /// Takes none of these, by id.
+    pub(crate) fn except(mut self, ids: HashSet<String>) -> Self {
+        self.except = Some(Arc::new(ids));
         self
     }
 
@@ -67,11 +78,12 @@ impl Filter {
                 .headers
                 .iter()
                 .all(|(name, wanted)| envelope.headers.get_all(name).any(|value| is(value, wanted)))
+            && self.except.as_ref().is_none_or(|ids| !ids.contains(&envelope.id))
     }
 
     /// Whether it takes everything.
     pub fn is_empty(&self) -> bool {
-        self.types.is_empty() && self.headers.is_empty()
+        self.types.is_empty() && self.headers.is_empty() && self.except.is_none()
     }
 }
 

@@ -7,6 +7,7 @@
 mod file;
 mod sent;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
@@ -44,6 +45,37 @@ pub(crate) struct Before {
     pub(crate) killed_in_flight: u64,
 }
 
+/// What a shared ledger knows at present. `is_running` says that its latest run is under way, and was not killed.
+pub(crate) fn peek(path: &Path, is_running: bool) -> Result<Before> {
+    File::peek(path, is_running)
+}
+
+/// What a shared ledger remembers of what was sent.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Remembered {
+    /// How many were moved, in all.
+    pub(crate) moved: u64,
+    /// How many of them are remembered.
+    pub(crate) count: u64,
+    /// The number of the latest.
+    pub(crate) last: i64,
+}
+
+/// What a shared ledger remembers at present.
+pub(crate) fn remembered(path: &Path) -> Result<Remembered> {
+    File::remembered(path)
+}
+
+/// Some of what a shared ledger remembers, after this number.
+pub(crate) fn page(path: &Path, after: i64) -> Result<Page> {
+    File::page(path, after)
+}
+
+/// The ids of what a shared ledger remembers as sent; `None` where it no longer remembers all.
+pub(crate) fn sent_ids(path: &Path) -> Result<Option<HashSet<String>>> {
+    File::sent_ids(path)
+}
+
 enum Command {
     /// Notes messages, and adds to the run's totals; answers how many were noted already.
     Note(Vec<Entry>, Totals, oneshot::Sender<Result<u64>>),
@@ -78,10 +110,31 @@ impl Ledger {
         sink: String,
         in_flight: usize,
     ) -> Result<Self> {
+        Self::open_as(path, source, sink, in_flight, false).await
+    }
+
+    /// The same for a ledger that keeps what was sent when a run ends, the latest million, and that others may read while it
+    /// is open. That one bridge has it at a time, the caller sees to.
+    pub(crate) async fn open_shared(
+        path: Option<&Path>,
+        source: String,
+        sink: String,
+        in_flight: usize,
+    ) -> Result<Self> {
+        Self::open_as(path, source, sink, in_flight, true).await
+    }
+
+    async fn open_as(
+        path: Option<&Path>,
+        source: String,
+        sink: String,
+        in_flight: usize,
+        shared: bool,
+    ) -> Result<Self> {
         let path = path.map(Path::to_owned);
         let (commands, queue) = mpsc::channel(QUEUE);
         let opening = tokio::task::spawn_blocking(move || {
-            let (file, run, before) = File::open(path.as_deref(), &source, &sink, in_flight)?;
+            let (file, run, before) = File::open(path.as_deref(), &source, &sink, in_flight, shared)?;
             let thread = std::thread::Builder::new()
                 .name("throughline-ledger".into())
                 .spawn(move || work(file, run, queue))

@@ -1,7 +1,8 @@
 //! Throughline's bridge: moves messages from one destination to another, of any two transports. It is fail-closed (what the
 //! sink does not take is never acked away), keeps order per key, resumes after a kill, and tells what it did.
 //!
-//! [`Bridge`] is the way in; `throughline bridge FROM TO` is the same as a command.
+//! [`Bridge`] is the way in; `throughline bridge FROM TO` is the same as a command. A workload that is not to stop meanwhile
+//! moves by a [`Migration`].
 //!
 //! # The life of a message
 //!
@@ -80,6 +81,7 @@ mod identity;
 mod lanes;
 mod ledger;
 mod map;
+pub mod migrate;
 mod pace;
 mod page;
 mod plan;
@@ -95,6 +97,7 @@ pub use dry::DryRun;
 pub use dual::{DualOptions, DualPublisher, DualReceipt, Lead};
 pub use filter::{Filter, Rest};
 pub use map::{KeyFrom, Map};
+pub use migrate::{Migration, MigrationOptions};
 pub use plan::{Fate, Plan, Step};
 pub use probe::{Probe, ProbeOutcome, Probed};
 pub use progress::{Progress, Snapshot};

@@ -68,6 +68,30 @@ impl Map {
         self
     }
 
+    /// The renames of the way back.
+    ///
+    /// Errors: `Unsupported`, with the rule, where what was renamed cannot be told from what had the name before: a key
+    /// that was taken from elsewhere, and two names that became one.
+    pub fn inverse(&self) -> Result<Self, Error> {
+        let refuse = |why: String| Error::new(ErrorKind::Unsupported, format!("cannot be undone: {why}"));
+        if self.key.is_some() {
+            return Err(refuse(
+                "a message's own key is not kept where it was taken from elsewhere (key=…)".into(),
+            ));
+        }
+        let undo = |what: &str, names: &HashMap<String, String>| {
+            let mut back = HashMap::with_capacity(names.len());
+            for (from, to) in names {
+                if let Some(other) = back.insert(to.clone(), from.clone()) {
+                    let text = format!("{what} '{from}' and '{other}' both became '{to}'");
+                    return Err(refuse(text));
+                }
+            }
+            Ok(back)
+        };
+        Ok(Self { types: undo("types", &self.types)?, headers: undo("headers", &self.headers)?, key: None })
+    }
+
     /// Whether nothing is renamed.
     pub fn is_empty(&self) -> bool {
         self.types.is_empty() && self.headers.is_empty() && self.key.is_none()
@@ -164,6 +188,19 @@ mod tests {
         assert_eq!(map(&["key=none"]).apply(&message).ordering_key, None);
         assert_eq!(map(&["key=header:none"]).apply(&message).ordering_key, message.ordering_key);
         assert_eq!(map(&["key=id"]).apply(&message).ordering_key.as_deref(), Some(message.id.as_bytes()));
+    }
+
+    #[test]
+    fn what_was_renamed_is_undone_where_that_can_be_told() {
+        let rules = map(&["type:old=new", "header:a=b", "header:b=a"]);
+        let message = Envelope::builder("old").header("a", "1").header("b", "2").header("a", "3").build();
+        let message = Arc::new(message);
+        let there = rules.apply(&message);
+        assert_ne!(there, message);
+        assert_eq!(rules.inverse().unwrap().apply(&there), message);
+        for rules in [&["key=id"][..], &["type:a=c", "type:b=c"], &["header:a=c", "header:b=c"]] {
+            assert_eq!(map(rules).inverse().unwrap_err().kind(), ErrorKind::Unsupported, "{rules:?}");
+        }
     }
 
     #[test]

@@ -3,14 +3,14 @@
 use std::ops::AddAssign;
 use std::time::Duration;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use throughline::{Error, Timestamp};
 
 use crate::page::page;
 use crate::verify::Verification;
 
 /// What was done with messages, in numbers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
     /// Accepted by the sink.
     pub moved: u64,

@@ -8,6 +8,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use throughline::Timestamp;
 
+use crate::migrate::args::MigrateArgs;
 use crate::output::Color;
 
 const STYLES: Styles = Styles::styled()
@@ -30,13 +31,15 @@ Exit codes:
   0    done; also when a consumer or a bridge was stopped by Ctrl-C or SIGTERM, or the reader of stdout went away
   1    failed: the broker, the network, some of the lines of `publish --lines`, a case of `conform`; an error that
        `doctor` found; a bridge that ended otherwise than asked for: by a message that the sink refuses, or a source
-       that gives none although it has some
+       that gives none although it has some; a phase of `migrate` whose turn it is not, or that another process runs
   2    usage: a wrong argument, address, file or message; nothing was sent
   3    the queue, exchange or virtual host does not exist, or the message that `dlq show` was asked for
   4    the credentials were refused, or do not allow this
   5    the bridge did all that was asked for, and the sink refused some messages, which are at the reject address;
        `explain` or `bridge --dry-run` found that it would refuse some
-  130  interrupted before the work was done (`publish`, `demo`, `conform`), or asked twice to stop
+  6    `migrate compare` found something missing, changed or out of order
+  130  interrupted before the work was done (`publish`, `demo`, `conform`, and the phases of `migrate` but `mirror`), or
+       asked twice to stop
 
 Environment:
   TRACEPARENT, TRACESTATE, BAGGAGE   `publish` continues this W3C trace context
@@ -93,6 +96,11 @@ pub(crate) enum Command {
     /// TO refuses goes to --reject with the reason, or stops the bridge with the message named; it is never lost. The same
     /// command again goes on after a kill. Ctrl-C finishes what is on its way; a second one ends at once.
     Bridge(Box<BridgeArgs>),
+    /// Move a live workload from one broker to another, in phases that can be seen, resumed and undone
+    ///
+    /// start, then mirror, compare, cut-over, drain; roll-back at any time, and status. One readable file (--state) says where
+    /// it stands. Each phase tells what to do next; run again, it goes on, or says that it is done.
+    Migrate(Box<MigrateArgs>),
     /// Tell what a bridge between two addresses would do, before anything is sent
     ///
     /// Each field of a message, each kind of payload and class of headers: kept, renamed, encoded, spilled, emulated, without
@@ -479,7 +487,7 @@ pub(crate) struct ConformArgs {
     pub(crate) json: bool,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|_| "not a duration such as 500ms, 30s or 5m".to_owned())
 }
 

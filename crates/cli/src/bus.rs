@@ -45,6 +45,7 @@ fn operation(command: &str) -> &'static str {
         "doctor" => "diagnose",
         "dlq" => "dlq",
         "bridge" => "bridge",
+        "migrate" => "migrate",
         _ => "connect",
     }
 }

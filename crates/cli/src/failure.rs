@@ -18,18 +18,20 @@ pub(crate) enum Exit {
     NotFound = 3,
     Denied = 4,
     Rejected = 5,
+    Different = 6,
     Interrupted = 130,
 }
 
 impl Exit {
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Ok,
         Self::Failed,
         Self::Usage,
         Self::NotFound,
         Self::Denied,
         Self::Rejected,
+        Self::Different,
         Self::Interrupted,
     ];
 

@@ -1,4 +1,4 @@
-//! The `throughline` command: `publish`, `consume`, `create`, `delete`, `doctor`, `dlq`, `bridge`, `explain` and `conform` on
+//! The `throughline` command: `publish`, `consume`, `create`, `delete`, `doctor`, `dlq`, `bridge`, `explain`, `migrate` and `conform` on
 //! any transport, and a `demo` that needs no broker. `throughline --help` documents the exit codes. A library only so that its
 //! parsers can be fuzzed: the command is [`main`].
 
@@ -18,6 +18,7 @@ mod failure;
 pub mod fuzzing;
 mod lines;
 mod message;
+mod migrate;
 mod output;
 mod publish;
 mod receipt;
@@ -76,6 +77,7 @@ fn run(args: Args, console: &Console) -> Result<Exit, Failure> {
                     Command::Dlq(options) => dlq::run(&options, console, stdout).await,
                     Command::Bridge(options) => bridge::run(&options, console, stdout).await,
                     Command::Explain(options) => explain::run(&options, stdout).await,
+                    Command::Migrate(options) => migrate::run(&options, console, stdout).await,
                     Command::Conform(options) => conform::run(&options, console, stdout).await,
                     Command::Demo(_) => Ok(Exit::Ok),
                 }

@@ -1,12 +1,15 @@
 //! The ledger's file.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
+};
 use throughline::{Error, ErrorKind, Result, Timestamp};
 
-use super::{Before, Entry, sent};
+use super::{Before, Entry, Remembered, sent};
 use crate::identity::Identity;
 use crate::report::{Rejected, Totals};
 
@@ -16,6 +19,9 @@ const VERSION: i64 = 2;
 /// How many identities one table takes before the older is emptied: at least so many are remembered, and the file stays
 /// below some 100 bytes for twice as many. Far more than any broker delivers again after it took an ack.
 const GENERATION: i64 = 1_000_000;
+/// How many sent messages a shared ledger remembers at least, some 200 bytes each; so many more at most.
+const REMEMBERED: (i64, i64) = (1_000_000, 100_000);
+const REMEMBERED_SENT: &str = "SELECT count(*) FROM sent WHERE became = 0";
 /// How long to wait for a bridge that is just ending.
 const BUSY: Duration = Duration::from_secs(1);
 /// How many rejected messages a report names.
@@ -26,6 +32,9 @@ pub(super) type RunId = i64;
 pub(super) struct File {
     connection: Connection,
     tables: Tables,
+    /// What was sent is kept, and how much was added since the oldest was forgotten.
+    shared: bool,
+    remembered: i64,
 }
 
 /// The two tables of identities.
@@ -44,6 +53,7 @@ impl File {
         source: &str,
         sink: &str,
         in_flight: usize,
+        shared: bool,
     ) -> Result<(Self, RunId, Before)> {
         let told = |error| of(error, path);
         let connection = match path {
@@ -53,8 +63,10 @@ impl File {
         };
         let mut connection = connection.map_err(told)?;
         connection.busy_timeout(BUSY).map_err(told)?;
-        // One process at a time, so that what another has in flight is never taken for what was killed.
-        connection.pragma_update(None, "locking_mode", "EXCLUSIVE").map_err(told)?;
+        if !shared {
+            // One process at a time, so that what another has in flight is never taken for what was killed.
+            connection.pragma_update(None, "locking_mode", "EXCLUSIVE").map_err(told)?;
+        }
         let application: i32 =
             connection.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(told)?;
         let tables: i64 =
@@ -103,13 +115,68 @@ impl File {
             .map_err(told)?;
         let run = transaction.last_insert_rowid();
         transaction.commit().map_err(told)?;
+        // Whatever the runs before have left is looked at soon.
+        let remembered = REMEMBERED.1;
         let tables = Tables { filling, filled, has_older, generation: GENERATION };
-        Ok((Self { connection, tables }, run, before))
+        let file = Self { connection, tables, shared, remembered };
+        Ok((file, run, before))
+    }
+
+    pub(super) fn peek(path: &Path, is_running: bool) -> Result<Before> {
+        const LATEST: &str =
+            "SELECT in_flight FROM run WHERE ended IS NULL AND id = (SELECT max(id) FROM run)";
+        Self::look(path, Default::default(), |connection| {
+            let mut known = before(connection)?;
+            let latest = connection.query_row(LATEST, [], |row| row.get::<_, i64>(0)).optional()?;
+            if let (true, Some(in_flight)) = (is_running, latest) {
+                known.killed -= 1;
+                known.killed_in_flight -= in_flight.unsigned_abs();
+            }
+            Ok(known)
+        })
+    }
+
+    pub(super) fn sent_ids(path: &Path) -> Result<Option<HashSet<String>>> {
+        Self::look(path, Some(HashSet::new()), |connection| {
+            let count = |sql| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
+            if count("SELECT coalesce(sum(moved), 0) FROM run")? > count(REMEMBERED_SENT)? {
+                return Ok(None);
+            }
+            let mut select = connection.prepare("SELECT id FROM sent WHERE became = 0")?;
+            select.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>().map(Some)
+        })
+    }
+
+    pub(super) fn remembered(path: &Path) -> Result<Remembered> {
+        Self::look(path, Remembered::default(), |connection| {
+            let count = |sql| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
+            Ok(Remembered {
+                moved: count("SELECT coalesce(sum(moved), 0) FROM run")?.unsigned_abs(),
+                count: count(REMEMBERED_SENT)?.unsigned_abs(),
+                last: count("SELECT coalesce(max(number), 0) FROM sent")?,
+            })
+        })
+    }
+
+    pub(super) fn page(path: &Path, after: i64) -> Result<sent::Page> {
+        Self::look(path, Vec::new(), |connection| sent::page(&connection.unchecked_transaction()?, after))
+    }
+
+    /// Looks into a shared ledger, which another process may have open, or just be making: then there is nothing yet.
+    fn look<T>(path: &Path, nothing: T, look: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let looked = Connection::open_with_flags(path, flags).and_then(|connection| {
+            connection.busy_timeout(BUSY)?;
+            let is_made = connection.prepare("SELECT 1 FROM sqlite_schema")?.exists([])?;
+            if is_made { look(&connection) } else { Ok(nothing) }
+        });
+        looked.map_err(|error| of(error, Some(path)))
     }
 
     pub(super) fn begin(&mut self) -> Result<Begun<'_>> {
         let transaction = self.connection.transaction().map_err(|error| of(error, None))?;
-        Ok(Begun { transaction, tables: &mut self.tables })
+        let remembered = &mut self.remembered;
+        Ok(Begun { transaction, tables: &mut self.tables, shared: self.shared, remembered })
     }
 
     #[cfg(test)]
@@ -119,12 +186,12 @@ impl File {
 }
 
 /// All earlier runs, added up.
-fn before(transaction: &Transaction<'_>) -> rusqlite::Result<Before> {
+fn before(connection: &Connection) -> rusqlite::Result<Before> {
     const SUMS: &str = "SELECT count(*), coalesce(sum(ended IS NULL), 0), \
         coalesce(sum(in_flight) FILTER (WHERE ended IS NULL), 0), coalesce(sum(moved), 0), coalesce(sum(bytes), 0), \
         coalesce(sum(rejected), 0), coalesce(sum(skipped), 0), coalesce(sum(already_moved), 0), \
         coalesce(sum(copies), 0), coalesce(sum(sent_again), 0), coalesce(sum(deduplicated), 0) FROM run";
-    transaction.query_row(SUMS, [], |row| {
+    connection.query_row(SUMS, [], |row| {
         let count = |at| row.get::<_, i64>(at).map(i64::unsigned_abs);
         Ok(Before {
             runs: count(0)?,
@@ -148,6 +215,8 @@ fn before(transaction: &Transaction<'_>) -> rusqlite::Result<Before> {
 pub(super) struct Begun<'a> {
     transaction: Transaction<'a>,
     tables: &'a mut Tables,
+    shared: bool,
+    remembered: &'a mut i64,
 }
 
 impl Begun<'_> {
@@ -193,6 +262,7 @@ impl Begun<'_> {
                 }
                 if let Some(sent) = &entry.sent {
                     sent::note(&self.transaction, run, sent)?;
+                    *self.remembered += 1;
                 }
                 if let Some(Rejected { id, message_type, class, reason, .. }) = &entry.rejected {
                     reject.execute(params![now.as_millis(), id, message_type, class, reason])?;
@@ -216,6 +286,13 @@ impl Begun<'_> {
                     count(totals.sent_again),
                     count(totals.deduplicated),
                 ])?;
+        }
+        if self.shared && *self.remembered >= REMEMBERED.1 {
+            *self.remembered = 0;
+            self.transaction.execute(
+                "DELETE FROM sent WHERE number <= (SELECT number FROM sent ORDER BY number DESC LIMIT 1 OFFSET ?1)",
+                [REMEMBERED.0],
+            )?;
         }
         self.tables.filled += added;
         if self.tables.filled >= self.tables.generation {
@@ -270,7 +347,9 @@ impl Begun<'_> {
         if settled {
             self.empty(0)?;
             self.empty(1)?;
-            self.transaction.execute("DELETE FROM sent", [])?;
+            if !self.shared {
+                self.transaction.execute("DELETE FROM sent", [])?;
+            }
             self.tables.filled = 0;
             self.tables.has_older = false;
         }

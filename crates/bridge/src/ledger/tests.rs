@@ -57,6 +57,31 @@ async fn what_was_noted_is_known_after_the_process_died() {
 }
 
 #[tokio::test]
+async fn a_shared_one_keeps_what_was_sent_and_can_be_read_meanwhile() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger");
+    // As another process may just have made it.
+    std::fs::write(&path, "").unwrap();
+    assert_eq!((peek(&path, true).unwrap().runs, remembered(&path).unwrap().count), (0, 0));
+    let open = || Ledger::open_shared(Some(&path), "from".into(), "to".into(), 10);
+    let message = Envelope::builder("x").id("a").build();
+    let ledger = open().await.unwrap();
+    let sent = Entry { identity: None, rejected: None, sent: Some(Sent::new(Became::Sent, 1, &message)) };
+    ledger.writer().note(vec![sent], Totals { moved: 1, ..Totals::default() }).await.unwrap();
+    assert_eq!(sent_ids(&path).unwrap().unwrap(), HashSet::from(["a".to_owned()]));
+    let running = peek(&path, true).unwrap();
+    assert_eq!((running.totals.moved, running.killed, running.killed_in_flight), (1, 0, 0));
+    assert_eq!(peek(&path, false).unwrap().killed, 1);
+    ledger.end(true).await.unwrap();
+    let ledger = open().await.unwrap();
+    assert_eq!(ledger.writer().expected().await.unwrap(), 1, "kept when all was settled");
+    // One more than it remembers.
+    ledger.writer().note(Vec::new(), Totals { moved: 1, ..Totals::default() }).await.unwrap();
+    assert!(sent_ids(&path).unwrap().is_none(), "that something is forgotten is known");
+    ledger.end(true).await.unwrap();
+}
+
+#[tokio::test]
 async fn one_bridge_at_a_time_and_only_the_one_it_is_of() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ledger");
@@ -82,7 +107,7 @@ async fn one_bridge_at_a_time_and_only_the_one_it_is_of() {
 #[tokio::test]
 async fn the_file_stays_small_and_the_latest_are_remembered() {
     let ids = identities(35).await;
-    let (mut file, run, _) = File::open(None, "a", "b", 1).unwrap();
+    let (mut file, run, _) = File::open(None, "a", "b", 1, false).unwrap();
     file.set_generation(10);
     for id in &ids {
         let mut begun = file.begin().unwrap();

@@ -1,12 +1,12 @@
 //! `bridge`: the library's bridge, with its options, progress and report.
 
-mod show;
+pub(crate) mod show;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use throughline::Bus;
-use throughline_bridge::{Bridge, End, Filter, Map, Report, Rest};
+use throughline_bridge::{Bridge, End, Filter, Map, Progress, Report, Rest};
 
 use crate::args::{BridgeArgs, RestArg};
 use crate::bus::connect;
@@ -39,7 +39,11 @@ pub(crate) async fn run(args: &BridgeArgs, console: &Console, paint: Paint) -> R
         return Ok(if found.would_reject.is_empty() { Exit::Ok } else { Exit::Rejected });
     }
     let report = match with_ledger(options(bridge, args), args, console) {
-        Ok(bridge) => watch(bridge, stop, console).await,
+        Ok(bridge) => {
+            let (progress, asked) = (bridge.progress(), stop.clone());
+            let mut stop = stop;
+            watch(progress, bridge.run(async move { stop.wait().await }), asked, console).await
+        }
         Err(failure) => Err(failure),
     };
     close([Some(&from), Some(&to), reject.as_ref()], console).await;
@@ -52,7 +56,11 @@ pub(crate) async fn run(args: &BridgeArgs, console: &Console, paint: Paint) -> R
             Failure::new(Exit::Failed, format!("cannot write {}", file.display())).caused_by(&error)
         })?;
     }
-    end(&report)
+    end(
+        &report,
+        "it is still in the source, with all that comes after it in its key; --reject URL puts such messages aside, with \
+         the reason",
+    )
 }
 
 async fn close(buses: [Option<&Bus>; 3], console: &Console) {
@@ -120,14 +128,17 @@ fn state_folder() -> Option<PathBuf> {
 }
 
 /// Runs it, with progress where stderr is a terminal.
-async fn watch(bridge: Bridge, mut stop: Stop, console: &Console) -> Result<Report, Failure> {
-    let progress = bridge.progress();
+pub(crate) async fn watch<T>(
+    progress: Progress,
+    running: impl Future<Output = throughline::Result<T>>,
+    mut asked: Stop,
+    console: &Console,
+) -> Result<T, Failure> {
     let bar = output::progress(true, "{spinner} {msg}");
     let mut meter = Meter::new(Instant::now());
     let mut ticks = tokio::time::interval(TICK);
-    let mut asked = stop.clone();
     let mut is_told = false;
-    let mut running = std::pin::pin!(bridge.run(async move { stop.wait().await }));
+    let mut running = std::pin::pin!(running);
     let report = loop {
         tokio::select! {
             report = &mut running => break report,
@@ -145,16 +156,17 @@ async fn watch(bridge: Bridge, mut stop: Stop, console: &Console) -> Result<Repo
     Ok(report?)
 }
 
-/// How the command ends, as the bridge did.
-fn end(report: &Report) -> Result<Exit, Failure> {
+/// How the command ends, as the bridge did; `refused` is what to do about a message that the sink refuses.
+pub(crate) fn end(report: &Report, refused: &str) -> Result<Exit, Failure> {
     let left = "the messages are still in the source; the same command goes on from here";
     match &report.end {
         End::Refused { id, message_type, error } => {
             let of_type = message_type.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
-            Err(Failure::new(Exit::Failed, format!("the sink does not take message '{id}'{of_type}: {error}")).hint(
-                "it is still in the source, with all that comes after it in its key; --reject URL puts such messages aside, with \
-                 the reason",
-            ))
+            Err(Failure::new(
+                Exit::Failed,
+                format!("the sink does not take message '{id}'{of_type}: {error}"),
+            )
+            .hint(refused))
         }
         End::Failed { error } => Err(Failure::from(error.clone()).hint(left)),
         End::Full => Err(Failure::new(

@@ -66,7 +66,7 @@ pub(super) fn line(snapshot: &Snapshot, meter: &mut Meter, now: Instant) -> Stri
 }
 
 /// The report, a line a fact; what is zero and worries nobody is left out.
-pub(super) fn report(report: &Report, paint: Paint) -> String {
+pub(crate) fn report(report: &Report, paint: Paint) -> String {
     let mut text = format!("{} → {}\n", report.from, report.to);
     let mut row = |label: &str, value: String| {
         let label = if label.is_empty() { String::new() } else { format!("{label}:") };
@@ -254,7 +254,7 @@ fn ending(end: &End) -> &'static str {
 }
 
 /// With a separator every three digits.
-fn grouped(count: u64) -> String {
+pub(crate) fn grouped(count: u64) -> String {
     let digits = count.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (at, digit) in digits.char_indices() {
