@@ -19,8 +19,8 @@ use throughline_bridge::Bridge;
 
 use crate::report::{Move, Report};
 
-/// So many messages are on their way at once, on both sides of the comparison; the bridge's own default.
-pub(crate) const IN_FLIGHT: usize = 1_000;
+/// So many messages are put in at once before the move.
+const FILLED_TOGETHER: usize = 1_000;
 /// So many are acked together by hand, as many as the bridge does.
 pub(crate) const ACKED_TOGETHER: usize = 100;
 
@@ -38,8 +38,11 @@ struct Cli {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Messages of each side in each round; rounded up to whole thousands
-    #[arg(long, default_value_t = 20_000)]
+    #[arg(long, default_value_t = 100_000)]
     messages: usize,
+    /// Messages that are on their way at once, on both sides of the comparison; the bridge's own default
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u16).range(2..))]
+    in_flight: u16,
     /// Bytes of payload
     #[arg(long, default_value_t = 1_024)]
     bytes: usize,
@@ -59,6 +62,8 @@ struct Cli {
 pub(crate) struct Load {
     pub(crate) messages: usize,
     pub(crate) bytes: usize,
+    /// On their way at once.
+    pub(crate) in_flight: u16,
 }
 
 impl Load {
@@ -72,8 +77,8 @@ impl Load {
     /// Puts the messages into the bus's own destination.
     pub(crate) async fn fill(self, bus: &Bus) -> Result<()> {
         let publisher = bus.publisher().await?;
-        for _ in 0..self.messages / IN_FLIGHT {
-            for answer in publisher.publish_batch((0..IN_FLIGHT).map(|_| self.message())).await {
+        for _ in 0..self.messages / FILLED_TOGETHER {
+            for answer in publisher.publish_batch((0..FILLED_TOGETHER).map(|_| self.message())).await {
                 answer?;
             }
         }
@@ -101,11 +106,15 @@ impl Stopwatch {
     }
 }
 
-/// The bridge, with a ledger on the disk, as `throughline bridge` has one.
-pub(crate) async fn bridge(from: &Bus, to: &Bus, folder: &std::path::Path, load: Load) -> Result<Span> {
-    let bridge = Bridge::new(from, to).max(load.messages as u64).ledger(folder.join("ledger"));
+/// The bridge, with a ledger on the disk, as `throughline bridge` has one: from before either end is opened until both are
+/// closed.
+pub(crate) async fn bridge(from: &str, to: &str, folder: &std::path::Path, load: Load) -> Result<Span> {
     let watch = Stopwatch::start();
-    let report = bridge.run(std::future::pending()).await?;
+    let (from, to) = (Bus::connect(from).await?, Bus::connect(to).await?);
+    let bridge = Bridge::new(&from, &to).max(load.messages as u64).in_flight(load.in_flight.into());
+    let report = bridge.ledger(folder.join("ledger")).run(std::future::pending()).await?;
+    from.close().await?;
+    to.close().await?;
     let span = watch.stop();
     ensure!(report.is_success() && report.totals.moved == load.messages as u64, "{report:?}");
     Ok(span)
@@ -118,7 +127,8 @@ fn main() -> Result<()> {
 }
 
 async fn run(cli: Cli) -> Result<()> {
-    let load = Load { messages: cli.messages.next_multiple_of(IN_FLIGHT), bytes: cli.bytes };
+    let Cli { bytes, in_flight, .. } = cli;
+    let load = Load { messages: cli.messages.next_multiple_of(FILLED_TOGETHER), bytes, in_flight };
     let mut moves = vec![Move::new("memory to SQLite")];
     let given = |url: &Option<String>| url.clone().filter(|url| !url.is_empty());
     let brokers = given(&cli.rabbitmq).zip(given(&cli.kafka));
@@ -147,7 +157,7 @@ async fn run(cli: Cli) -> Result<()> {
         }
     }
     let memory = if cli.flat > 0 {
-        let load = Load { messages: cli.flat.next_multiple_of(IN_FLIGHT), bytes: 256 };
+        let load = Load { messages: cli.flat.next_multiple_of(FILLED_TOGETHER), bytes: 256, ..load };
         let folder = tempfile::tempdir_in(&cli.folder)?;
         flat::run(folder.path(), load).await?
     } else {

@@ -9,24 +9,26 @@ use throughline::{Bus, Envelope};
 use throughline_sqlite::rusqlite::{Connection, params};
 use uuid::Uuid;
 
-use crate::{IN_FLIGHT, Load, Span, Stopwatch, bridge};
+use crate::{Load, Span, Stopwatch, bridge};
 
 pub(crate) async fn run(folder: &Path, load: Load, by_hand: bool) -> Result<Span> {
     if by_hand {
         let queue: VecDeque<Envelope> = (0..load.messages).map(|_| load.message()).collect();
         let file = folder.join("raw.db");
-        return tokio::task::spawn_blocking(move || raw(&file, queue)).await?;
+        return tokio::task::spawn_blocking(move || raw(&file, queue, load.in_flight.into())).await?;
     }
-    let from = Bus::connect(format!("memory:{}?queue=q", Uuid::now_v7().simple())).await?;
-    let to = Bus::connect(format!("sqlite:{}?queue=q", folder.join("ours.db").display())).await?;
-    load.fill(&from).await?;
+    let from = format!("memory:{}?queue=q", Uuid::now_v7().simple());
+    let to = format!("sqlite:{}?queue=q", folder.join("ours.db").display());
+    // Held: the queue ends with the last who has it.
+    let queue = Bus::connect(&from).await?;
+    load.fill(&queue).await?;
     let span = bridge(&from, &to, folder, load).await?;
-    from.close().await?;
-    to.close().await?;
+    queue.close().await?;
     Ok(span)
 }
 
-fn raw(file: &Path, mut queue: VecDeque<Envelope>) -> Result<Span> {
+fn raw(file: &Path, mut queue: VecDeque<Envelope>, in_flight: usize) -> Result<Span> {
+    let watch = Stopwatch::start();
     let mut connection = Connection::open(file)?;
     connection.pragma_update(None, "journal_mode", "wal")?;
     connection.pragma_update(None, "synchronous", "full")?;
@@ -34,7 +36,6 @@ fn raw(file: &Path, mut queue: VecDeque<Envelope>) -> Result<Span> {
         "CREATE TABLE messages (id INTEGER PRIMARY KEY, queue INTEGER NOT NULL, message_id TEXT, type TEXT, \
          traceparent TEXT, time INTEGER, payload BLOB); CREATE INDEX by_queue ON messages (queue, id)",
     )?;
-    let watch = Stopwatch::start();
     while !queue.is_empty() {
         let transaction = connection.transaction()?;
         {
@@ -42,7 +43,7 @@ fn raw(file: &Path, mut queue: VecDeque<Envelope>) -> Result<Span> {
                 "INSERT INTO messages (queue, message_id, type, traceparent, time, payload) \
                  VALUES (1, ?1, ?2, ?3, ?4, ?5)",
             )?;
-            for message in queue.drain(..IN_FLIGHT.min(queue.len())) {
+            for message in queue.drain(..in_flight.min(queue.len())) {
                 let trace = message.headers.trace("traceparent");
                 let time = message.time.map(|time| time.as_millis());
                 let payload = message.payload.as_deref();
@@ -51,5 +52,6 @@ fn raw(file: &Path, mut queue: VecDeque<Envelope>) -> Result<Span> {
         }
         transaction.commit()?;
     }
+    connection.close().map_err(|(_, error)| error)?;
     Ok(watch.stop())
 }

@@ -1,5 +1,5 @@
-//! From a quorum queue to a topic. By hand: lapin and rdkafka used well, 1,000 on their way, one `multiple` ack for 100
-//! whose delivery reports have come, properties and headers carried over.
+//! From a quorum queue to a topic. By hand: lapin and rdkafka used well, as many on their way, one `multiple` ack for 100 whose
+//! delivery reports have come, properties and headers carried over.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -16,7 +16,7 @@ use throughline_rabbitmq::lapin::types::{AMQPValue, FieldTable};
 use throughline_rabbitmq::lapin::{Connection, ConnectionProperties};
 use uuid::Uuid;
 
-use crate::{ACKED_TOGETHER, IN_FLIGHT, Load, Span, Stopwatch, bridge};
+use crate::{ACKED_TOGETHER, Load, Span, Stopwatch, bridge};
 
 pub(crate) async fn run(
     rabbitmq: &str,
@@ -26,17 +26,18 @@ pub(crate) async fn run(
     by_hand: bool,
 ) -> Result<Span> {
     let name = format!("bench-{}", Uuid::now_v7().simple());
-    let from = Bus::connect(format!("{rabbitmq}?queue={name}")).await?;
-    let to = Bus::connect(format!("{kafka}/{name}?group={name}&partitions=1")).await?;
-    from.create("").await?;
-    to.create("").await?;
-    load.fill(&from).await?;
+    let addresses = [format!("{rabbitmq}?queue={name}"), format!("{kafka}/{name}?group={name}&partitions=1")];
+    let [from, to] = &addresses;
+    let (source, sink) = (Bus::connect(from).await?, Bus::connect(to).await?);
+    source.create("").await?;
+    sink.create("").await?;
+    load.fill(&source).await?;
     let span = if by_hand {
         raw(rabbitmq, kafka, &name, load).await?
     } else {
-        bridge(&from, &to, folder, load).await?
+        bridge(from, to, folder, load).await?
     };
-    for bus in [from, to] {
+    for bus in [source, sink] {
         bus.delete("").await?;
         bus.close().await?;
     }
@@ -44,6 +45,7 @@ pub(crate) async fn run(
 }
 
 async fn raw(rabbitmq: &str, kafka: &str, name: &str, load: Load) -> Result<Span> {
+    let watch = Stopwatch::start();
     let producer: FutureProducer = ClientConfig::new()
         .set("bootstrap.servers", kafka.trim_start_matches("kafka://"))
         .set("enable.idempotence", "true")
@@ -53,11 +55,11 @@ async fn raw(rabbitmq: &str, kafka: &str, name: &str, load: Load) -> Result<Span
         .create()?;
     let connection = Connection::connect(rabbitmq, ConnectionProperties::default()).await?;
     let channel = connection.create_channel().await?;
-    channel.basic_qos(u16::try_from(IN_FLIGHT)?, BasicQosOptions::default()).await?;
-    let watch = Stopwatch::start();
+    channel.basic_qos(load.in_flight, BasicQosOptions::default()).await?;
     let options = BasicConsumeOptions::default();
     let mut consumer = channel.basic_consume(name.into(), "".into(), options, FieldTable::default()).await?;
-    let mut sent = VecDeque::with_capacity(IN_FLIGHT);
+    let in_flight = usize::from(load.in_flight);
+    let mut sent = VecDeque::with_capacity(in_flight);
     let mut done = 0_usize;
     for taken in 1..=load.messages {
         let delivery = consumer.next().await.context("the stream ended")??;
@@ -65,7 +67,7 @@ async fn raw(rabbitmq: &str, kafka: &str, name: &str, load: Load) -> Result<Span
         let report = producer.send_result(record).map_err(|(error, _)| error)?;
         sent.push_back((delivery.acker, report));
         // Half of what may be on its way: the broker needs the acks before it sends more.
-        while sent.len() > IN_FLIGHT / 2 || (taken == load.messages && !sent.is_empty()) {
+        while sent.len() > in_flight / 2 || (taken == load.messages && !sent.is_empty()) {
             let Some((acker, report)) = sent.pop_front() else { break };
             report.await?.map_err(|(error, _)| error)?;
             done += 1;
@@ -74,11 +76,11 @@ async fn raw(rabbitmq: &str, kafka: &str, name: &str, load: Load) -> Result<Span
             }
         }
     }
-    let span = watch.stop();
     drop(consumer);
     connection.close(200, "".into()).await?;
     producer.flush(std::time::Duration::from_secs(5))?;
-    Ok(span)
+    drop(producer);
+    Ok(watch.stop())
 }
 
 /// What the message says of itself.

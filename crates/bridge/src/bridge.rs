@@ -274,8 +274,9 @@ impl Bridge {
     ///
     /// Errors, before anything is moved: what opening the sink, the reject address, the ledger or the source fails with;
     /// `InvalidAddress` where two of them are the same; `Conflict` where the ledger is another bridge's, or in use.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<Report> {
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<Report> {
         self.check()?;
+        self.settings.key_order = self.publish_options().key_order;
         let began = (Timestamp::now(), Instant::now());
         // With what the filter leaves, too: any of it may be sent.
         let in_flight = self.consume_options().max_unsettled;

@@ -11,7 +11,8 @@ use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use throughline::{Consumer, Delivery, Error, ErrorKind, Publisher, Result, Retry};
+use throughline::capabilities::KeyPipeline;
+use throughline::{Consumer, Delivery, Error, ErrorKind, KeyOrder, Publisher, Result, Retry};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -31,6 +32,9 @@ use quiet::{Quiet, answer};
 
 /// At most so many messages are sent, noted and acked together: as many as the consumer asks for at once.
 const CHUNK: usize = 100;
+/// Where a sink is given one message of a key after the other, so many of it are handed to the publisher at once: those that
+/// wait there must get their turn within the time that a send may take.
+const ONE_BY_ONE: usize = 16;
 /// So long a send may wait for room.
 const ROOM: Duration = Duration::from_millis(100);
 /// The first wait before sending again, and the longest.
@@ -97,13 +101,15 @@ impl<'a> Copy<'a> {
         progress: Progress,
     ) -> Self {
         let now = Instant::now();
+        let one_by_one = settings.key_order == KeyOrder::Strict
+            && sinks.sink.capabilities().key_pipeline == KeyPipeline::Unsafe;
         Self {
             settings,
             sinks,
             depth_of,
             writer,
             progress,
-            lanes: Lanes::default(),
+            lanes: Lanes::new(if one_by_one { ONE_BY_ONE } else { usize::MAX }),
             tasks: JoinSet::new(),
             under_way: HashMap::new(),
             in_flight: 0,
@@ -152,7 +158,10 @@ impl<'a> Copy<'a> {
                     asked = true;
                     self.finish(End::Stopped);
                 }
-                Some(done) = self.tasks.join_next() => self.on_done(done),
+                Some(done) = self.tasks.join_next() => {
+                    let freed = self.on_done(done);
+                    self.send(freed).await;
+                }
                 () = sleep_until(self.trouble.at), if self.trouble.at.is_some() && !self.gives_up() => {
                     self.trouble.at = None;
                     self.send_again().await;
@@ -257,6 +266,7 @@ impl<'a> Copy<'a> {
         let mut known = known.into_iter();
         let mut already = Vec::new();
         let mut jobs = Vec::with_capacity(meant.len());
+        let mut admitted = 0;
         for (identity, delivery) in meant {
             let may_be_known = identity.is_some() && may_come_again(&delivery);
             if may_be_known && known.next() == Some(true) {
@@ -281,9 +291,10 @@ impl<'a> Copy<'a> {
             let key = envelope.ordering_key.clone();
             jobs.extend(self.lanes.admit(key.as_ref(), Job::new(delivery, envelope, identity)));
             self.taken += 1;
+            admitted += 1;
         }
         if let Some(pace) = &mut self.pace {
-            pace.took(jobs.len(), Instant::now());
+            pace.took(admitted, Instant::now());
         }
         self.spawn_already(already);
         if self.settings.max.is_some_and(|max| self.taken >= max) {
@@ -314,7 +325,7 @@ impl<'a> Copy<'a> {
             }
         }
         self.send(due).await;
-        if self.lanes.waiting() > 0 {
+        if self.lanes.has_failed() {
             self.send_later();
         }
     }
@@ -363,12 +374,14 @@ impl<'a> Copy<'a> {
         }
     }
 
-    fn on_done(&mut self, done: std::result::Result<Done, tokio::task::JoinError>) {
+    /// Gives what may follow.
+    fn on_done(&mut self, done: std::result::Result<Done, tokio::task::JoinError>) -> Vec<(u64, Job)> {
         let done = match done {
             Ok(done) => done,
             Err(error) => {
                 let error = Error::new(ErrorKind::Internal, "a task of the bridge failed").with_source(error);
-                return self.finish(End::Failed { error });
+                self.finish(End::Failed { error });
+                return Vec::new();
             }
         };
         self.totals += done.totals;
@@ -387,9 +400,11 @@ impl<'a> Copy<'a> {
             self.trouble.wait = BACKOFF.0;
         }
         let mut echoes = Vec::new();
+        let mut keys = Vec::new();
         for (key, identity) in done.finished {
             self.in_flight -= 1;
             self.lanes.done(key.as_ref());
+            keys.extend(key);
             echoes
                 .extend(identity.and_then(|identity| self.under_way.remove(&identity)).into_iter().flatten());
         }
@@ -402,7 +417,10 @@ impl<'a> Copy<'a> {
         for (number, job, error) in done.failed {
             self.on_failure(number, job, error);
         }
-        self.show();
+        // Only now: of a key that has failed, nothing follows yet.
+        let mut freed: Vec<_> = keys.iter().flat_map(|key| self.lanes.freed(key)).collect();
+        freed.sort_unstable_by_key(|(number, _)| *number);
+        freed
     }
 
     /// A send has failed, or a send to the reject address.

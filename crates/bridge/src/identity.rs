@@ -29,8 +29,8 @@ impl Identity {
 
     fn new(kind: u8, name: &str, envelope: &Envelope, history: Option<&History>) -> Self {
         let digest = digest(envelope, history);
-        let hashed = Sha256::digest(name.as_bytes());
-        let name = if name.len() > LONGEST_NAME { &hashed[..] } else { name.as_bytes() };
+        let hashed = (name.len() > LONGEST_NAME).then(|| Sha256::digest(name.as_bytes()));
+        let name = hashed.as_ref().map_or(name.as_bytes(), |hashed| &hashed[..]);
         let mut bytes = Vec::with_capacity(1 + name.len() + 16);
         bytes.push(kind);
         // First, so that neighbours in the queue are neighbours in the ledger's index.

@@ -1,6 +1,6 @@
 //! Order per key: what has failed holds back what comes after it of the same key.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
 
@@ -10,6 +10,8 @@ use bytes::Bytes;
 #[derive(Debug)]
 pub(crate) struct Lanes<T> {
     next: u64,
+    /// So many of one key are under way at once.
+    most: usize,
     lanes: HashMap<Bytes, Lane>,
     waiting: BTreeMap<u64, (Option<Bytes>, T)>,
 }
@@ -18,24 +20,25 @@ pub(crate) struct Lanes<T> {
 #[derive(Debug, Default)]
 struct Lane {
     under_way: usize,
-    waiting: usize,
-}
-
-impl<T> Default for Lanes<T> {
-    fn default() -> Self {
-        Self { next: 0, lanes: HashMap::new(), waiting: BTreeMap::new() }
-    }
+    /// The numbers of those that wait.
+    waiting: BTreeSet<u64>,
+    /// They wait for one that has failed, and not only for room.
+    has_failed: bool,
 }
 
 impl<T> Lanes<T> {
+    pub(crate) fn new(most: usize) -> Self {
+        Self { next: 0, most: most.max(1), lanes: HashMap::new(), waiting: BTreeMap::new() }
+    }
+
     /// A new item: given back with its number if it may go now, kept if its key must wait.
     pub(crate) fn admit(&mut self, key: Option<&Bytes>, item: T) -> Option<(u64, T)> {
         let number = self.next;
         self.next += 1;
         if let Some(key) = key {
             let lane = self.lanes.entry(key.clone()).or_default();
-            if lane.waiting > 0 {
-                lane.waiting += 1;
+            if !lane.waiting.is_empty() || lane.under_way >= self.most {
+                lane.waiting.insert(number);
                 self.waiting.insert(number, (Some(key.clone()), item));
                 return None;
             }
@@ -49,7 +52,7 @@ impl<T> Lanes<T> {
         let Some(key) = key else { return };
         if let Some(lane) = self.lanes.get_mut(key) {
             lane.under_way = lane.under_way.saturating_sub(1);
-            if lane.under_way == 0 && lane.waiting == 0 {
+            if lane.under_way == 0 && lane.waiting.is_empty() {
                 self.lanes.remove(key);
             }
         }
@@ -60,34 +63,44 @@ impl<T> Lanes<T> {
         if let Some(key) = key {
             let lane = self.lanes.entry(key.clone()).or_default();
             lane.under_way = lane.under_way.saturating_sub(1);
-            lane.waiting += 1;
+            lane.waiting.insert(number);
+            lane.has_failed = true;
         }
         self.waiting.insert(number, (key.cloned(), item));
     }
 
-    /// Lets go what waits, in order; a key only when none of its items is under way.
+    /// Lets go, in order, what waits only for room, once there is room for half of what a key may have.
+    pub(crate) fn freed(&mut self, key: &Bytes) -> Vec<(u64, T)> {
+        match self.lanes.get_mut(key) {
+            Some(lane) if !lane.has_failed && lane.under_way <= self.most / 2 => {
+                let numbers = lane.let_go(self.most);
+                self.take(numbers)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Lets go what has failed and what waits for it, in order; a key only when none of its items is under way.
     pub(crate) fn due(&mut self) -> Vec<(u64, T)> {
-        let waiting = std::mem::take(&mut self.waiting);
-        let mut due = Vec::with_capacity(waiting.len());
-        for (number, (key, item)) in waiting {
-            let is_held = key
-                .as_ref()
-                .and_then(|key| self.lanes.get(key))
-                // Those that are let go here are counted only below.
-                .is_some_and(|lane| lane.under_way > 0);
-            if is_held {
-                self.waiting.insert(number, (key, item));
-            } else {
-                due.push((number, key, item));
-            }
+        let without_key =
+            self.waiting.iter().filter(|(_, (key, _))| key.is_none()).map(|(number, _)| *number);
+        let mut numbers: Vec<_> = without_key.collect();
+        for lane in self.lanes.values_mut().filter(|lane| lane.under_way == 0) {
+            lane.has_failed = false;
+            numbers.extend(lane.let_go(self.most));
         }
-        for (_, key, _) in &due {
-            if let Some(lane) = key.as_ref().and_then(|key| self.lanes.get_mut(key)) {
-                lane.waiting = lane.waiting.saturating_sub(1);
-                lane.under_way += 1;
-            }
-        }
-        due.into_iter().map(|(number, _, item)| (number, item)).collect()
+        numbers.sort_unstable();
+        self.take(numbers)
+    }
+
+    fn take(&mut self, numbers: Vec<u64>) -> Vec<(u64, T)> {
+        let take = |number| self.waiting.remove(&number).map(|(_, item)| (number, item));
+        numbers.into_iter().filter_map(take).collect()
+    }
+
+    /// Whether anything waits for its time, and not only for room.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.lanes.values().any(|lane| lane.has_failed) || self.waiting.values().any(|(key, _)| key.is_none())
     }
 
     /// Those that wait, in order.
@@ -101,6 +114,16 @@ impl<T> Lanes<T> {
     }
 }
 
+impl Lane {
+    /// The numbers of those that have room, as under way from now on.
+    fn let_go(&mut self, most: usize) -> Vec<u64> {
+        let room = most.saturating_sub(self.under_way);
+        let numbers: Vec<_> = (0..room).map_while(|_| self.waiting.pop_first()).collect();
+        self.under_way += numbers.len();
+        numbers
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,14 +131,15 @@ mod tests {
 
     proptest! {
         /// Items of few keys; some sends fail, in any order of answers. What gets through must be in order per key,
-        /// each item once.
+        /// each item once, with no more of a key under way than may be.
         #[test]
         fn every_key_gets_through_in_order_whatever_fails(
             keys in prop::collection::vec(0..4_u8, 1..60),
             choices in prop::collection::vec((any::<prop::sample::Index>(), 0..3_u8), 0..400),
+            most in 1..5_usize,
         ) {
             let key = |n: u8| (n > 0).then(|| Bytes::from(vec![n]));
-            let mut lanes = Lanes::default();
+            let mut lanes = Lanes::new(most);
             let mut sent: Vec<(u64, usize)> = Vec::new();
             let mut through: Vec<usize> = Vec::new();
             let mut coming = keys.iter().enumerate();
@@ -151,8 +175,12 @@ mod tests {
                     } else {
                         let (_, index) = sent.remove(first);
                         lanes.done(key(n).as_ref());
+                        sent.extend(key(n).map(|key| lanes.freed(&key)).into_iter().flatten());
                         through.push(index);
                     }
+                }
+                for n in 1..4 {
+                    prop_assert!(sent.iter().filter(|(_, index)| keys[*index] == n).count() <= most);
                 }
                 if which.is_none() && coming.len() == 0 && sent.is_empty() && lanes.waiting() == 0 {
                     break;
@@ -171,7 +199,7 @@ mod tests {
     #[test]
     fn a_key_waits_until_none_of_it_is_under_way() {
         let key = Bytes::from_static(b"k");
-        let mut lanes = Lanes::default();
+        let mut lanes = Lanes::new(usize::MAX);
         let (first, _) = lanes.admit(Some(&key), 'a').unwrap();
         let (second, _) = lanes.admit(Some(&key), 'b').unwrap();
         lanes.failed(second, Some(&key), 'b');
@@ -181,5 +209,24 @@ mod tests {
         lanes.failed(first, Some(&key), 'a');
         assert_eq!(lanes.due().into_iter().map(|(_, item)| item).collect::<String>(), "abc");
         assert_eq!(lanes.waiting(), 0);
+    }
+
+    #[test]
+    fn a_key_has_so_many_under_way_and_the_next_when_half_of_them_are_done() {
+        let key = Bytes::from_static(b"k");
+        let mut lanes = Lanes::new(4);
+        let went: String = "abcdefgh"
+            .chars()
+            .filter_map(|item| lanes.admit(Some(&key), item))
+            .map(|(_, item)| item)
+            .collect();
+        assert_eq!((went.as_str(), lanes.has_failed()), ("abcd", false));
+        assert!(lanes.due().is_empty(), "nothing has failed");
+        let mut freed = String::new();
+        for _ in 0..4 {
+            lanes.done(Some(&key));
+            freed.extend(lanes.freed(&key).into_iter().map(|(_, item)| item).chain(['.']));
+        }
+        assert_eq!(freed, ".ef..gh.");
     }
 }

@@ -30,7 +30,9 @@
 //!
 //! Messages of one key arrive in order, as far as both transports know an order: where the sink could let a later message
 //! overtake a failed one (RabbitMQ, SQS FIFO), one message of a key is on its way at a time
-//! ([`pipelined`](Bridge::pipelined) says otherwise). A refused message leaves its place; one that comes again after a lost lease comes later.
+//! ([`pipelined`](Bridge::pipelined) says otherwise), and few wait in the publisher: a long line of one key before a slow sink
+//! must not run out of the time that a send may take. A refused message leaves its place; one that comes again after a lost
+//! lease comes later.
 //!
 //! # Who owns what
 //!

@@ -17,8 +17,8 @@ use tokio::task::JoinHandle;
 
 use crate::address::Address;
 use crate::capabilities::{Capabilities, Level, SettleMeaning};
-use crate::delivery::Delivery;
-use crate::driver::{self, Settlement};
+use crate::delivery::{Delivery, stale};
+use crate::driver::{self, Settlement, Token};
 use crate::error::{Error, ErrorKind, Result, Retry};
 use crate::lease::Leases;
 use crate::metrics::Instruments;
@@ -140,6 +140,8 @@ pub(crate) struct Shared {
     pub(crate) queue: SettleQueue,
     pub(crate) leases: Option<Arc<Leases>>,
     pub(crate) deferred: bool,
+    /// Whether the driver acks in the thread of who asks.
+    pub(crate) acks_now: bool,
     /// One permit a delivery that may be unsettled.
     room: Semaphore,
     unsettled: AtomicUsize,
@@ -180,6 +182,7 @@ impl Consumer {
             queue: SettleQueue::new(full, if deferred { options.settle_linger } else { Duration::ZERO }),
             leases: Leases::new(capabilities.lease, options.lease, options.max_lease).map(Arc::new),
             deferred,
+            acks_now: driver.ack_now(&[]).is_some(),
             room: Semaphore::new(max_unsettled),
             unsettled: AtomicUsize::new(0),
             unsettled_bytes: AtomicUsize::new(0),
@@ -405,9 +408,25 @@ impl Shared {
         }
     }
 
-    /// Deliveries have left the consumer, settled or not.
-    fn off<'a>(&self, ops: impl IntoIterator<Item = &'a Op>) {
-        let (count, bytes) = ops.into_iter().fold((0, 0), |(count, bytes), op| (count + 1, bytes + op.bytes));
+    /// Acks without the settling task, where the driver [can](Self::acks_now). `bytes` are the payloads'.
+    pub(crate) fn ack_now(&self, tokens: &[Token], bytes: usize) -> Vec<Result<()>> {
+        let started = Instant::now();
+        let mut results = self.queue.unless_closed(|| self.driver.ack_now(tokens)).unwrap_or_default();
+        // Once it is closed, there is none.
+        results.resize_with(tokens.len(), || Err(stale()));
+        for result in &mut results {
+            if let Err(error) = result {
+                *error = error.clone().at("settle", &self.address);
+            }
+        }
+        self.off(tokens.len(), bytes);
+        let outcomes = results.iter().map(|result| (Settlement::Ack.name(), result.as_ref().err()));
+        self.instruments.settled(started.elapsed(), outcomes);
+        results
+    }
+
+    /// Deliveries have left the consumer, settled or not: so many, of so many bytes of payload.
+    fn off(&self, count: usize, bytes: usize) {
         self.unsettled_bytes.fetch_sub(bytes, Ordering::AcqRel);
         self.unsettled.fetch_sub(count, Ordering::AcqRel);
         self.room.add_permits(count);
@@ -556,7 +575,7 @@ async fn settle_until_closed(shared: Arc<Shared>) -> Result<()> {
             }
             settle::settle(&*driver, ops, |ops, results, took| answer(&shared, ops, results, took)).await;
         }
-        shared.off(&shared.queue.close());
+        off(&shared, &shared.queue.close());
         shared.advance(Phase::Closed);
         driver.close().await
     };
@@ -566,11 +585,17 @@ async fn settle_until_closed(shared: Arc<Shared>) -> Result<()> {
     }
 }
 
+/// Counts off what these settlements were of.
+fn off<'a>(shared: &Shared, ops: impl IntoIterator<Item = &'a Op>) {
+    let (count, bytes) = ops.into_iter().fold((0, 0), |(count, bytes), op| (count + 1, bytes + op.bytes));
+    shared.off(count, bytes);
+}
+
 /// Tells what became of settlements, all of which took so long.
 fn answer(shared: &Shared, ops: Vec<Op>, mut results: Vec<Result<()>>, took: Duration) {
     // What could not be done leaves its delivery held: by who asked, or released for who did not stay.
     let left = ops.iter().zip(&results).filter(|(op, result)| !op.is_held(result));
-    shared.off(left.map(|(op, _)| op));
+    off(shared, left.map(|(op, _)| op));
     let held = ops.iter().zip(&results).filter(|(op, result)| op.is_held(result));
     let released: Vec<_> = held.filter_map(|(op, _)| op.release()).collect();
     if !released.is_empty() {

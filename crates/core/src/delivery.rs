@@ -238,22 +238,31 @@ impl Delivery {
     ///
     /// Errors: `Stale` when the lease or the connection was lost meanwhile; the message is delivered again.
     pub async fn ack(mut self) -> Result<()> {
-        if !self.shared.deferred {
-            return self.settle(Settlement::Ack, false).await;
-        }
         let span = self.settle_span(&Settlement::Ack);
         let mut result = self.check_held();
         if result.is_ok() {
-            let op = self.op(Settlement::Ack, None);
-            if !self.shared.queue.push([op], false) {
-                // The consumer is closed.
-                result = Err(stale().at("settle", &self.shared.address));
-            }
+            result = match (self.shared.acks_now, self.shared.deferred) {
+                (true, _) => {
+                    Self::ack_now(std::slice::from_mut(&mut self)).pop().unwrap_or_else(|| Err(stale()))
+                }
+                (false, true) => self.ack_later(),
+                (false, false) => self.settle_held(Settlement::Ack, false).await,
+            };
         }
         if let Some(span) = span {
             trace::end(&span, result.as_ref().err());
         }
         result
+    }
+
+    /// Records an ack, which nobody waits for.
+    fn ack_later(&mut self) -> Result<()> {
+        let op = self.op(Settlement::Ack, None);
+        if self.shared.queue.push([op], false) {
+            return Ok(());
+        }
+        // The consumer is closed.
+        Err(stale().at("settle", &self.shared.address))
     }
 
     /// Failed, try again, not before `after`, at this queue or group. The failure joins the history, and the next attempt's
@@ -324,16 +333,62 @@ impl Delivery {
     pub async fn ack_all(deliveries: impl IntoIterator<Item = Self>) -> Vec<Result<()>> {
         let mut deliveries: Vec<_> = deliveries.into_iter().collect();
         let span = deliveries.first().and_then(|first| first.batch_span(&deliveries));
+        let is_of_one = deliveries.iter().zip(deliveries.iter().skip(1)).all(|(a, b)| a.is_beside(b));
+        let results = match deliveries.first() {
+            Some(first) if first.shared.acks_now && is_of_one => Self::ack_now(&mut deliveries),
+            _ => Self::ack_together(deliveries).await,
+        };
+        if let Some(span) = span {
+            trace::end(&span, results.iter().find_map(|result| result.as_ref().err()));
+        }
+        results
+    }
+
+    fn is_beside(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    /// Acks those of one consumer, whose driver does that at once.
+    fn ack_now(deliveries: &mut [Self]) -> Vec<Result<()>> {
+        let Some(shared) = deliveries.first().map(|first| first.shared.clone()) else { return Vec::new() };
+        Self::let_go(deliveries, &shared);
+        let (mut tokens, mut bytes) = (Vec::with_capacity(deliveries.len()), 0);
+        let mut results = Vec::with_capacity(deliveries.len());
+        for delivery in deliveries {
+            let held = delivery.check_held();
+            if held.is_ok() {
+                delivery.settled = true;
+                delivery.drop_lease();
+                tokens.push(delivery.message.token);
+                bytes += delivery.message.envelope.payload_len();
+            }
+            results.push(held);
+        }
+        let answers = shared.ack_now(&tokens, bytes);
+        if tokens.len() == results.len() {
+            return answers;
+        }
+        let asked = results.iter_mut().filter(|result| result.is_ok());
+        asked.zip(answers).for_each(|(result, answer)| *result = answer);
+        results
+    }
+
+    /// Ends the leases of those of one consumer at once, where none is lost; else one by one, later.
+    fn let_go(deliveries: &mut [Self], shared: &Shared) {
+        if let Some(leases) = &shared.leases
+            && !leases.any_lost(deliveries.iter().filter_map(|delivery| delivery.lease))
+        {
+            leases.remove(deliveries.iter_mut().filter_map(|delivery| delivery.lease.take()));
+        }
+    }
+
+    /// Acks with the settling tasks of their consumers, in one wake-up of each.
+    async fn ack_together(mut deliveries: Vec<Self>) -> Vec<Result<()>> {
         let (answers, all) = answers(deliveries.len());
         let mut slots = (0..deliveries.len()).map(|index| answers.slot(index));
-        for run in deliveries.chunk_by_mut(|a, b| Arc::ptr_eq(&a.shared, &b.shared)) {
+        for run in deliveries.chunk_by_mut(|a, b| a.is_beside(b)) {
             let Some(shared) = run.first().map(|first| first.shared.clone()) else { continue };
-            // At once, where none is lost; else one by one, below.
-            if let Some(leases) = &shared.leases
-                && !leases.any_lost(run.iter().filter_map(|delivery| delivery.lease))
-            {
-                leases.remove(run.iter_mut().filter_map(|delivery| delivery.lease.take()));
-            }
+            Self::let_go(run, &shared);
             let mut ops = Vec::with_capacity(run.len());
             for (delivery, slot) in run.iter_mut().zip(&mut slots) {
                 match delivery.check_held() {
@@ -344,11 +399,7 @@ impl Delivery {
             shared.queue.push(ops, true);
         }
         drop(deliveries);
-        let results = all.await;
-        if let Some(span) = span {
-            trace::end(&span, results.iter().find_map(|result| result.as_ref().err()));
-        }
-        results
+        all.await
     }
 
     /// The span of one ack for many deliveries, of which this is the first.
@@ -504,7 +555,7 @@ fn retry_reason(last: &Failure) -> impl Iterator<Item = KeyValue> {
     std::iter::once(KeyValue::new(attribute::RETRY_REASON, last.error.clone())).chain(dependency)
 }
 
-fn stale() -> Error {
+pub(crate) fn stale() -> Error {
     Error::new(
         ErrorKind::Stale,
         "the delivery is no longer ours: its connection or lease was lost, and it will be delivered again",

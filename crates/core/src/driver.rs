@@ -328,6 +328,14 @@ pub trait Consumer: Send + Sync + 'static {
     /// settled again with the same token, or released.
     async fn settle(&self, batch: &[(Token, Settlement)]) -> Vec<Result<()>>;
 
+    /// Acks as [`settle`](Self::settle) does, where that changes only memory and waits for nothing: then whoever acks does it,
+    /// and no task is woken. `None`, the default, has done nothing, and `settle` is called. A driver always says the same,
+    /// also of no tokens. Not called any more once [`close`](Self::close) is.
+    fn ack_now(&self, tokens: &[Token]) -> Option<Vec<Result<()>>> {
+        let _ = tokens;
+        None
+    }
+
     /// Lets leases expire that long from now, with an answer for each, in order. Only called where the lease is
     /// renewable.
     async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<()>>;

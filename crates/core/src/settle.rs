@@ -91,6 +91,12 @@ impl SettleQueue {
         true
     }
 
+    /// Does something that the close waits for; `None` after it.
+    pub(crate) fn unless_closed<T>(&self, act: impl FnOnce() -> Option<T>) -> Option<T> {
+        let waiting = self.waiting();
+        if waiting.closed { None } else { act() }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.waiting().ops.is_empty()
     }

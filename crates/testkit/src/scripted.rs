@@ -39,6 +39,8 @@ pub fn never() -> Error {
 pub enum Reply {
     /// Accepted.
     Accept,
+    /// The broker has it so much later; the rest of the batch waits for that.
+    After(Duration),
     /// Failed.
     Fail(Error),
     /// Never answered, and not dropped either.
@@ -128,7 +130,12 @@ impl Publisher for ScriptedPublisher {
         self.held.subscribe().wait_for(|held| !held).await.unwrap();
         let mut silent = false;
         for (index, message) in batch.iter().enumerate() {
-            match (self.script.lock().unwrap())(message) {
+            let reply = (self.script.lock().unwrap())(message);
+            match reply {
+                Reply::After(pause) => {
+                    tokio::time::sleep(pause).await;
+                    done.complete(index, Ok(Receipt::default()));
+                }
                 Reply::Accept => done.complete(index, Ok(Receipt::default())),
                 Reply::Fail(error) => done.complete(index, Err(error)),
                 Reply::Silence => silent = true,

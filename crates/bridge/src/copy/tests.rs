@@ -1,9 +1,9 @@
 use std::collections::HashMap as Map;
 use std::sync::{Arc, Mutex};
 
-use throughline::capabilities::{Capabilities, KeyPipeline, MEMORY};
+use throughline::capabilities::{Capabilities, MEMORY};
 use throughline::driver::Outgoing;
-use throughline::{Address, ConsumeOptions, Envelope, HeaderValue, KeyOrder, PublishOptions};
+use throughline::{Address, ConsumeOptions, Envelope, HeaderValue, PublishOptions};
 use throughline_testkit::scripted::{
     Reply, ScriptedConsumer, ScriptedPublisher, never, safe, text, uncertain,
 };
@@ -212,6 +212,20 @@ async fn passing_failures_are_made_up_for_in_order() {
         let numbers: Vec<u32> = of_key.map(|body| body[1..].parse().unwrap()).collect();
         assert!(numbers.is_sorted() && numbers.len() == 20, "{key}: {numbers:?}");
     }
+}
+
+/// All of one key, one after the other, in longer than a send may take (300 ms here): none of them may wait so long in the
+/// publisher that nobody knows any more whether it was sent.
+#[tokio::test]
+async fn a_long_line_of_one_key_before_a_slow_sink_is_sent_once() {
+    let rig = Rig::new(|_| Reply::After(Duration::from_millis(2)));
+    for n in 0..400 {
+        rig.feed("k", &n.to_string());
+    }
+    let outcome = rig.run().await;
+    assert_eq!((outcome.totals.moved, outcome.totals.sent_again), (400, 0), "{outcome:?}");
+    let numbers: Vec<u32> = rig.sink.texts().iter().map(|body| body.parse().unwrap()).collect();
+    assert_eq!(numbers, (0..400).collect::<Vec<_>>());
 }
 
 #[tokio::test]

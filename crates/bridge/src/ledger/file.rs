@@ -25,9 +25,16 @@ pub(super) type RunId = i64;
 
 pub(super) struct File {
     connection: Connection,
-    /// Of the two tables, the one that is being filled, and how far.
+    tables: Tables,
+}
+
+/// The two tables of identities.
+struct Tables {
+    /// The one that is being filled, and how far.
     filling: i64,
     filled: i64,
+    /// Whether the other holds anything: until then there is nothing to look for in it.
+    has_older: bool,
     generation: i64,
 }
 
@@ -85,6 +92,8 @@ impl File {
                 format!("is of the bridge from {of_source} to {of_sink}; give this one a ledger of its own");
             return Err(conflict(path, &text));
         }
+        let older = if filling == 0 { "SELECT 1 FROM moved_1" } else { "SELECT 1 FROM moved_0" };
+        let has_older = transaction.prepare(older).and_then(|mut any| any.exists([])).map_err(told)?;
         let before = before(&transaction).map_err(told)?;
         transaction
             .execute(
@@ -94,22 +103,18 @@ impl File {
             .map_err(told)?;
         let run = transaction.last_insert_rowid();
         transaction.commit().map_err(told)?;
-        Ok((Self { connection, filling, filled, generation: GENERATION }, run, before))
+        let tables = Tables { filling, filled, has_older, generation: GENERATION };
+        Ok((Self { connection, tables }, run, before))
     }
 
     pub(super) fn begin(&mut self) -> Result<Begun<'_>> {
         let transaction = self.connection.transaction().map_err(|error| of(error, None))?;
-        Ok(Begun {
-            transaction,
-            filling: &mut self.filling,
-            filled: &mut self.filled,
-            generation: self.generation,
-        })
+        Ok(Begun { transaction, tables: &mut self.tables })
     }
 
     #[cfg(test)]
     pub(super) fn set_generation(&mut self, generation: i64) {
-        self.generation = generation;
+        self.tables.generation = generation;
     }
 }
 
@@ -142,9 +147,7 @@ fn before(transaction: &Transaction<'_>) -> rusqlite::Result<Before> {
 /// A transaction.
 pub(super) struct Begun<'a> {
     transaction: Transaction<'a>,
-    filling: &'a mut i64,
-    filled: &'a mut i64,
-    generation: i64,
+    tables: &'a mut Tables,
 }
 
 impl Begun<'_> {
@@ -168,7 +171,7 @@ impl Begun<'_> {
         let mut copies = 0_u64;
         let mut added = 0_i64;
         {
-            let (new, old) = match *self.filling {
+            let (new, old) = match self.tables.filling {
                 0 => {
                     ("INSERT OR IGNORE INTO moved_0 VALUES (?1)", "SELECT 1 FROM moved_1 WHERE identity = ?1")
                 }
@@ -184,7 +187,8 @@ impl Begun<'_> {
                 if let Some(identity) = &entry.identity {
                     let is_new = insert.execute([identity.as_bytes()])? > 0;
                     added += i64::from(is_new);
-                    let is_copy = !is_new || in_older.exists([identity.as_bytes()])?;
+                    let is_copy =
+                        !is_new || (self.tables.has_older && in_older.exists([identity.as_bytes()])?);
                     copies += u64::from(is_copy);
                 }
                 if let Some(sent) = &entry.sent {
@@ -213,12 +217,13 @@ impl Begun<'_> {
                     count(totals.deduplicated),
                 ])?;
         }
-        *self.filled += added;
-        if *self.filled >= self.generation {
+        self.tables.filled += added;
+        if self.tables.filled >= self.tables.generation {
             // The older of the two becomes the one that is filled.
-            *self.filling = 1 - *self.filling;
-            *self.filled = 0;
-            self.empty(*self.filling)?;
+            self.tables.filling = 1 - self.tables.filling;
+            self.tables.filled = 0;
+            self.tables.has_older = true;
+            self.empty(self.tables.filling)?;
             self.turn()?;
         }
         Ok(copies)
@@ -232,7 +237,10 @@ impl Begun<'_> {
 
     fn turn(&self) -> rusqlite::Result<()> {
         self.transaction
-            .execute("UPDATE bridge SET filling = ?1, filled = ?2", params![*self.filling, *self.filled])
+            .execute(
+                "UPDATE bridge SET filling = ?1, filled = ?2",
+                params![self.tables.filling, self.tables.filled],
+            )
             .map(drop)
     }
 
@@ -263,7 +271,8 @@ impl Begun<'_> {
             self.empty(0)?;
             self.empty(1)?;
             self.transaction.execute("DELETE FROM sent", [])?;
-            *self.filled = 0;
+            self.tables.filled = 0;
+            self.tables.has_older = false;
         }
         self.turn()?;
         self.transaction.execute("UPDATE run SET ended = ?2 WHERE id = ?1", params![run, now.as_millis()])?;

@@ -66,9 +66,12 @@ const PUBLISH: [Contender; 4] = [
     ("throughline, publish_batch", |bench, to| Box::pin(bench.publish_batches(to))),
 ];
 
+/// The other one that consuming is compared with: it has of each message what an application gets from ours.
+const TAKEN: &str = "raw, headers and payload taken";
+
 const CONSUME: [Contender; 4] = [
     ("raw StreamConsumer", |bench, from| Box::pin(bench.consume_raw(from, false))),
-    ("raw, headers and payload taken", |bench, from| Box::pin(bench.consume_raw(from, true))),
+    (TAKEN, |bench, from| Box::pin(bench.consume_raw(from, true))),
     ("throughline, next and ack", |bench, from| Box::pin(bench.consume_singly(from))),
     ("throughline, next_batch and ack_all", |bench, from| Box::pin(bench.consume_batches(from))),
 ];
@@ -125,8 +128,8 @@ impl Bench {
             }
         }
         self.transport.delete(&source).await.unwrap();
-        published.print(self.messages);
-        consumed.print(self.messages);
+        published.print(self.messages, None);
+        consumed.print(self.messages, Some(TAKEN));
         if wanted("latency", "") {
             self.latency(1_000).await;
         }

@@ -222,11 +222,12 @@ impl Admin {
 
 /// Checks that a topic exists, and asks what it allows.
 pub(crate) async fn facts(cluster: &Cluster, topic: &str, missing: &Destination) -> Result<TopicFacts> {
-    exists(cluster, topic, missing).await?;
     let admin = Admin::new(cluster)?;
-    let configs = admin.configs(topic).await;
+    // Each connects first, so side by side. Where the one fails, the other is not waited for.
+    let configs = async { Ok(admin.configs(topic).await) };
+    let asked = futures_util::future::try_join(exists(cluster, topic, missing), configs).await;
     admin.close().await;
-    let Ok(configs) = configs else { return Ok(TopicFacts::UNKNOWN) };
+    let Ok(configs) = asked?.1 else { return Ok(TopicFacts::UNKNOWN) };
     let value = |wanted: &str| {
         configs.iter().find(|(name, _)| name == wanted).and_then(|(_, value)| value.as_deref())
     };

@@ -170,7 +170,7 @@ fn client(cluster: &Cluster, group: &str, destination: &Destination, shared: Arc
             ("enable.auto.offset.store", "false"),
         ],
     );
-    config.create_with_context(Context::new(shared, destination.drain)).map_err(error::map)
+    config.create_with_context(Context::new(shared, destination.drain, is_classic)).map_err(error::map)
 }
 
 #[async_trait]
@@ -233,6 +233,14 @@ impl driver::Consumer for Consumer {
             }
         }
         results
+    }
+
+    /// It is the polling thread that commits.
+    fn ack_now(&self, tokens: &[Token]) -> Option<Vec<Result<()>>> {
+        let mut state = self.shared.state();
+        let results = tokens.iter().map(|token| state.settle(token, self.shared.keep_order)).collect();
+        self.shared.tell(&state);
+        Some(results)
     }
 
     async fn extend(&self, tokens: &[Token], _: Duration) -> Vec<Result<()>> {

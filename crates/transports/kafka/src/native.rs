@@ -9,7 +9,8 @@ use std::ptr;
 use std::slice;
 
 use rdkafka::bindings::{
-    rd_kafka_commit_queue, rd_kafka_queue_destroy, rd_kafka_queue_get_main, rd_kafka_resp_err_t,
+    rd_kafka_commit_queue, rd_kafka_mem_free, rd_kafka_memberid, rd_kafka_queue_destroy,
+    rd_kafka_queue_get_main, rd_kafka_resp_err_t,
 };
 use rdkafka::client::Client;
 use rdkafka::error::KafkaError;
@@ -19,7 +20,7 @@ use rdkafka::{ClientContext, TopicPartitionList};
 mod produce;
 mod records;
 
-pub(crate) use produce::{HeaderList, Refused, Report, Sent, Topic, flush, produce, reports};
+pub(crate) use produce::{HeaderList, Refused, Report, Sent, Topic, flush, produce, reports, wake};
 pub(crate) use records::{Record, Records};
 
 const OK: rd_kafka_resp_err_t = rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
@@ -61,4 +62,18 @@ pub(crate) fn commit<C: ClientContext>(
         code
     };
     if code == OK { Ok(()) } else { Err(KafkaError::ConsumerCommit(code.into())) }
+}
+
+/// Whether the client knows what the group calls it, without which it cannot leave.
+pub(crate) fn is_named<C: ClientContext>(client: &Client<C>) -> bool {
+    // SAFETY: the client outlives the calls. The name is null or ends with a 0, and is given back, once.
+    unsafe {
+        let name = rd_kafka_memberid(client.native_ptr());
+        if name.is_null() {
+            return false;
+        }
+        let is_named = *name != 0;
+        rd_kafka_mem_free(client.native_ptr(), name.cast());
+        is_named
+    }
 }

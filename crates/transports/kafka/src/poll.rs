@@ -36,6 +36,8 @@ const BATCH: usize = 256;
 const WINDOW_BYTES: usize = 64 * 1024 * 1024;
 /// How long it may take to ask what is acked above the position. Without an answer that is delivered again.
 const ASKING: Duration = Duration::from_secs(5);
+/// How long it may take at most to hear what the group calls us, without which nobody can leave it, and then to leave.
+const LEAVING: Duration = Duration::from_secs(5);
 /// An idle consumer commits as soon as all is settled, and not more often than this.
 const IDLE_COMMIT: Duration = Duration::from_millis(50);
 
@@ -44,6 +46,8 @@ pub(crate) struct Context {
     shared: Arc<Shared>,
     events: Events,
     drain: Duration,
+    /// Whether the group gives its members names (the classic protocol), or they do.
+    has_names: bool,
     /// Where the records of assigned partitions go.
     records: Mutex<Weak<Records>>,
     /// The broker takes no metadata of our length.
@@ -55,11 +59,12 @@ pub(crate) struct Context {
 pub(crate) type Client = BaseConsumer<Context>;
 
 impl Context {
-    pub(crate) fn new(shared: Arc<Shared>, drain: Duration) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, drain: Duration, has_names: bool) -> Self {
         Self {
             shared,
             events: Events::default(),
             drain,
+            has_names,
             records: Mutex::default(),
             is_plain: AtomicBool::default(),
             is_failing: AtomicBool::default(),
@@ -232,13 +237,32 @@ pub(crate) fn run(shared: &Shared, client: Client, destination: &Destination) {
         // A group gives partitions to its members only, and all or none are ours.
         if !has_left && shared.is_done() {
             has_left = true;
-            client.unsubscribe();
+            leave(&client);
         }
+    }
+    if !has_left && shared.state().partitions.is_empty() {
+        leave(&client);
     }
     store(shared, &client, None);
     drop(records);
     // Commits, and leaves the group.
     drop(client);
+}
+
+/// Leaves the group for certain, also while joining it. librdkafka does not say that it leaves before it was told its name,
+/// nor where it is closed before what it has joined was told to us. The group would wait for such a member until its session
+/// is over, 45 s by default, and give nobody anything meanwhile.
+fn leave(client: &Client) {
+    // What comes meanwhile is left to the next.
+    let poll_until = |is_so: &dyn Fn() -> bool| {
+        let until = Instant::now() + LEAVING;
+        while client.context().has_names && !is_so() && Instant::now() < until {
+            let _ = client.poll(Duration::from_millis(10));
+        }
+    };
+    poll_until(&|| native::is_named(client.client()));
+    client.unsubscribe();
+    poll_until(&|| !native::is_named(client.client()));
 }
 
 /// Waits for records, and takes in what there is.

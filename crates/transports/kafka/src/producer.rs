@@ -36,6 +36,9 @@ pub(crate) const MOST: usize = LARGEST - SLACK;
 const WAIT: Duration = Duration::from_millis(100);
 /// So few messages under way are not worth waiting for.
 const FEW: usize = 32;
+/// So long librdkafka waits between two tries for a producer id, unless an answer about a topic comes meanwhile. The first try
+/// is made before there is a connection.
+const UNASKED: Duration = Duration::from_millis(500);
 
 /// librdkafka's producer, with a thread that answers and one that flushes.
 struct Client {
@@ -76,6 +79,22 @@ impl Client {
         Ok(this)
     }
 
+    /// A client that has asked for its producer id already, as a rule: without one nothing is sent.
+    async fn started(cluster: &Cluster, topic: &str, facts: TopicFacts) -> Result<Arc<Self>> {
+        let client = Arc::new(Self::new(cluster, topic, facts)?);
+        let (asking, topic) = (client.clone(), topic.to_owned());
+        blocking(move || {
+            // By the first answer it knows the brokers and connects to them; at the second there is one to ask for the id. Where
+            // there is no answer, what is sent tells why.
+            for _ in 0..2 {
+                let _ = asking.producer.client().fetch_metadata(Some(&topic), UNASKED);
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(client)
+    }
+
     fn spawn(&mut self, name: &str, work: fn(&BaseProducer<Reports>)) -> Result<()> {
         let producer = self.producer.clone();
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || work(&producer));
@@ -93,6 +112,7 @@ impl Client {
 impl Drop for Client {
     fn drop(&mut self) {
         self.reports().order(Order::End);
+        native::wake(self.producer.client());
         for thread in self.threads.drain(..) {
             // It has nothing that could panic.
             let _ = thread.join();
@@ -146,7 +166,7 @@ impl Producer {
             facts.limit = facts.limit.min(own);
         }
         facts.limit = facts.limit.clamp(SMALLEST, MOST);
-        let client = RwLock::new(Some(Arc::new(Client::new(cluster, topic, facts)?)));
+        let client = RwLock::new(Some(Client::started(cluster, topic, facts).await?));
         Ok(Self { cluster: cluster.clone(), topic: topic.to_owned(), facts, client })
     }
 
@@ -161,7 +181,7 @@ impl Producer {
         if !present.reports().is_broken.load(Ordering::Acquire) {
             return Ok(present);
         }
-        let new = Arc::new(Client::new(&self.cluster, &self.topic, self.facts)?);
+        let new = Client::started(&self.cluster, &self.topic, self.facts).await?;
         let old = match &mut *self.client.write().unwrap_or_else(PoisonError::into_inner) {
             None => return Err(closed()),
             Some(place) if Arc::ptr_eq(place, &present) => std::mem::replace(place, new.clone()),

@@ -47,22 +47,31 @@ impl Table {
         }
     }
 
-    pub(crate) fn print(&self, messages: usize) {
-        let Some((_, raw)) = self.rows.first() else { return };
-        println!(
-            "\n| {} | msg/s | ÷ raw | CPU µs a message | CPU ÷ raw |\n|---|---|---|---|---|",
-            self.title
-        );
+    /// With the ratios to the first row, and to another one.
+    pub(crate) fn print(&self, messages: usize, other: Option<&str>) {
+        let Some((first, raw)) = self.rows.first() else { return };
+        let mut bases = vec![(*first, raw)];
+        bases.extend(self.rows.iter().skip(1).filter(|row| other == Some(row.0)).map(|row| (row.0, &row.1)));
+        print!("\n| {} | msg/s | CPU µs a message |", self.title);
+        for (base, _) in &bases {
+            print!(" ÷ {base} | CPU ÷ {base} |");
+        }
+        println!("\n|---|---|---|{}", "---|---|".repeat(bases.len()));
         let micros = |time: Duration| time.as_secs_f64() * 1e6 / messages as f64;
         for (name, spans) in &self.rows {
             let rate = Spread::of(spans.iter().map(|span| 1e6 / micros(span.wall)));
             let cpu = Spread::of(spans.iter().map(|span| micros(span.cpu)));
-            let pairs = || spans.iter().zip(raw);
-            let faster =
-                Spread::of(pairs().map(|(ours, raw)| raw.wall.as_secs_f64() / ours.wall.as_secs_f64()));
-            let dearer =
-                Spread::of(pairs().map(|(ours, raw)| ours.cpu.as_secs_f64() / raw.cpu.as_secs_f64()));
-            println!("| {name} | {:.0} | {faster} | {:.2} | {dearer} |", rate.median, cpu.median);
+            print!("| {name} | {:.0} | {:.2} |", rate.median, cpu.median);
+            for (_, base) in &bases {
+                let pairs = || spans.iter().zip(*base);
+                let ratio = |of: fn(&Span) -> Duration, (above, below)| {
+                    of(above).as_secs_f64() / of(below).as_secs_f64()
+                };
+                let faster = Spread::of(pairs().map(|(ours, base)| ratio(|span| span.wall, (base, ours))));
+                let dearer = Spread::of(pairs().map(|pair| ratio(|span| span.cpu, pair)));
+                print!(" {faster} | {dearer} |");
+            }
+            println!();
         }
     }
 }

@@ -16,8 +16,8 @@ use rdkafka::bindings::{
     rd_kafka_event_message_count, rd_kafka_event_t, rd_kafka_event_type, rd_kafka_flush, rd_kafka_header_add,
     rd_kafka_headers_destroy, rd_kafka_headers_new, rd_kafka_headers_t, rd_kafka_message_status,
     rd_kafka_message_t, rd_kafka_msg_status_t, rd_kafka_produceva, rd_kafka_queue_destroy,
-    rd_kafka_queue_get_main, rd_kafka_queue_poll, rd_kafka_topic_destroy, rd_kafka_topic_new,
-    rd_kafka_topic_t, rd_kafka_vtype_t as Kind, rd_kafka_vu_s as Value,
+    rd_kafka_queue_get_main, rd_kafka_queue_poll, rd_kafka_queue_yield, rd_kafka_topic_destroy,
+    rd_kafka_topic_new, rd_kafka_topic_t, rd_kafka_vtype_t as Kind, rd_kafka_vu_s as Value,
     rd_kafka_vu_s__bindgen_ty_1 as Content, rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_1 as Memory,
 };
 use rdkafka::client::Client;
@@ -176,6 +176,16 @@ pub(crate) fn reports<C: ProducerContext<DeliveryOpaque = Box<Sent>>>(
         },
         // No other is asked for that matters here.
         _ => Vec::new(),
+    }
+}
+
+/// Makes a wait for [`reports`] return at once: the present one, or the next.
+pub(crate) fn wake<C: ClientContext>(client: &Client<C>) {
+    // SAFETY: the client is alive; what we hold of its queue is given back, once.
+    unsafe {
+        let queue = rd_kafka_queue_get_main(client.native_ptr());
+        rd_kafka_queue_yield(queue);
+        rd_kafka_queue_destroy(queue);
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use throughline_core::{Delivery, ErrorKind};
 
-use crate::rig::{Rig, body, keyed, next, nothing, record};
+use crate::rig::{Rig, body, keyed, message, next, nothing, record, unique};
 
 /// Two consumers of one group, the second of which takes a partition from the first while it holds `held`.
 async fn take_over(
@@ -80,4 +80,25 @@ async fn a_late_ack_is_stale_and_never_commits_what_was_taken_away() {
         second.close().await.unwrap();
         rig.finish().await;
     }
+}
+
+/// Who closes in the middle of joining is no member that the others would have to wait for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_closed_as_it_joins_keeps_nobody_waiting() {
+    let Some(rig) = Rig::new("a_consumer_closed_as_it_joins_keeps_nobody_waiting").await else { return };
+    let topic = rig.topic("").await;
+    let publisher = rig.publisher(&topic).await;
+    publisher.publish(message("for the second")).await.unwrap();
+    publisher.close().await.unwrap();
+    let joined = (0..40).map(async |n| {
+        let topic = topic.clone().with_option("group", &unique("joining"));
+        let first = rig.consumer(&topic).await;
+        tokio::time::sleep(Duration::from_millis(6 * n)).await;
+        first.close().await.unwrap();
+        let mut second = rig.consumer(&topic).await;
+        next(&mut second).await.ack().await.unwrap();
+        second.close().await.unwrap();
+    });
+    futures_util::future::join_all(joined).await;
+    rig.finish().await;
 }
