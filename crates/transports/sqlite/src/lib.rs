@@ -14,6 +14,8 @@ mod file;
 pub mod fuzzing;
 mod insert;
 mod lease;
+#[cfg(test)]
+mod model;
 mod network;
 mod outbox;
 #[cfg(test)]
