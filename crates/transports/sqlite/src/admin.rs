@@ -21,7 +21,7 @@ use crate::error;
 use crate::file::{self, File};
 use crate::publisher::SqlitePublisher;
 use crate::store::{self, Queue, Store};
-use crate::{claim, connect};
+use crate::{connect, lease, ready};
 
 /// The SQLite transport: the files that it was asked for.
 pub struct Sqlite {
@@ -97,12 +97,12 @@ pub(crate) fn no_subscription() -> Error {
 
 /// How many messages a queue holds, by what they wait for.
 pub(crate) fn depth(connection: &Connection, queue: i64) -> rusqlite::Result<Depth> {
-    let count = |sql: &str, parameters: &[i64]| {
-        let parameters = rusqlite::params_from_iter(parameters.iter().copied());
-        let count: i64 = connection.prepare_cached(sql)?.query_row(parameters, |row| row.get(0))?;
-        Ok::<_, rusqlite::Error>(u64::try_from(count).unwrap_or(0))
-    };
-    let now = Timestamp::now().as_millis();
+    depth_at(connection, queue, Timestamp::now())
+}
+
+/// The same, at a time.
+pub(crate) fn depth_at(connection: &Connection, queue: i64, now: Timestamp) -> rusqlite::Result<Depth> {
+    const FRESH: &str = "SELECT count(*) FROM throughline_fresh WHERE queue = ?1";
     const READY: &str = "SELECT count(*) FROM throughline_line WHERE queue = ?1 AND state = 0";
     const BEHIND: &str = "SELECT count(*) FROM throughline_line WHERE queue = ?1 AND state = 1";
     const DUE: &str = "SELECT count(*) FROM throughline_line WHERE queue = ?1 AND state >= 2 AND due <= ?2";
@@ -110,10 +110,20 @@ pub(crate) fn depth(connection: &Connection, queue: i64) -> rusqlite::Result<Dep
         "SELECT count(*) FROM throughline_line WHERE queue = ?1 AND state >= 2 AND due > ?2 AND state = 2";
     const LATER: &str =
         "SELECT count(*) FROM throughline_line WHERE queue = ?1 AND state >= 2 AND due > ?2 AND state > 2";
+    // All of one moment.
+    let moment = connection.unchecked_transaction()?;
+    let count = |sql: &str, parameters: &[i64]| {
+        let parameters = rusqlite::params_from_iter(parameters);
+        let count: i64 = moment.prepare_cached(sql)?.query_row(parameters, |row| row.get(0))?;
+        Ok::<_, rusqlite::Error>(u64::try_from(count).unwrap_or(0))
+    };
+    let (in_ranges, _) = lease::in_ranges(&moment, queue, now)?;
+    let fresh = count(FRESH, &[queue])?.saturating_sub(in_ranges);
+    let now = now.as_millis();
     Ok(Depth {
         // What is due is ready to whoever asks next.
-        ready: count(READY, &[queue])? + count(BEHIND, &[queue])? + count(DUE, &[queue, now])?,
-        unsettled: Some(count(LEASED, &[queue, now])?),
+        ready: fresh + count(READY, &[queue])? + count(BEHIND, &[queue])? + count(DUE, &[queue, now])?,
+        unsettled: Some(count(LEASED, &[queue, now])? + in_ranges),
         delayed: Some(count(LATER, &[queue, now])?),
     })
 }
@@ -241,7 +251,7 @@ impl Transport for Sqlite {
     async fn browse_into(&self, address: &Address, max: NonZeroUsize, mut pieces: Pieces) -> Result<()> {
         let look = move |connection: &Connection, queue: Queue| {
             let give = |delivery| pieces.blocking_add(delivery);
-            claim::browse(connection, queue.id, max.get(), give).map_err(error::sqlite)?;
+            ready::browse(connection, queue.id, max.get(), give).map_err(error::sqlite)?;
             Ok(pieces)
         };
         self.look(address, look).await?.finish().await;

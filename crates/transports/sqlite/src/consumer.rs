@@ -144,8 +144,8 @@ impl driver::Consumer for SqliteConsumer {
     }
 
     async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<()>> {
-        let extended = tokens.to_vec();
-        let results = self.file.write_lightly(move |store| store.extend(&extended, by)).await;
+        let (queue, extended) = (self.queue, tokens.to_vec());
+        let results = self.file.write_lightly(move |store| store.extend(queue, &extended, by)).await;
         results.unwrap_or_else(|error| vec![Err(error); tokens.len()])
     }
 

@@ -11,6 +11,7 @@ use crate::admin;
 use crate::config::{Config, Durability, Place};
 use crate::connect::{self, LOG_LIMIT};
 use crate::error;
+use crate::lease;
 use crate::network::{self, Kind};
 use crate::schema::{self, Found};
 use crate::store;
@@ -187,10 +188,13 @@ impl Look {
         self.diagnosis.fact(subject, "unsettled", unsettled);
         self.diagnosis.fact(subject, "delayed", delayed);
         let sql = "SELECT count(*) FROM throughline_line WHERE queue = ?1 AND state >= 2 AND due <= ?2 AND state = 2";
-        let now = Timestamp::now().as_millis();
-        let expired: i64 =
-            connection.query_row(sql, params![queue.id, now], |row| row.get(0)).map_err(error::sqlite)?;
-        self.diagnosis.fact(subject, "leases expired", u64::try_from(expired).unwrap_or(0));
+        let now = Timestamp::now();
+        let alone: i64 = connection
+            .query_row(sql, params![queue.id, now.as_millis()], |row| row.get(0))
+            .map_err(error::sqlite)?;
+        let (_, in_ranges) = lease::in_ranges(connection, queue.id, now).map_err(error::sqlite)?;
+        let expired = in_ranges + u64::try_from(alone).unwrap_or(0);
+        self.diagnosis.fact(subject, "leases expired", expired);
         if expired > 0 {
             self.find(
                 Severity::Warning,

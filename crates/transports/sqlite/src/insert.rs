@@ -17,6 +17,10 @@ use crate::store::{Queue, Store};
 /// ends.
 const OWN_LIVES: Duration = Duration::from_secs(60);
 
+/// A row by hand that is ahead of the counter, and has no message, stands in nobody's way.
+const FRESH: &str =
+    "INSERT OR REPLACE INTO throughline_fresh (id, queue, rank, enqueued) VALUES (?1, ?2, ?3, ?4)";
+
 const LINE: &str = "INSERT INTO throughline_line (id, queue, state, due, rank, place, failed_attempts, enqueued, key, history) \
                     VALUES (?1, ?2, ?3, ?4, ?5, ?1, ?6, ?4, ?7, ?8)";
 
@@ -26,20 +30,27 @@ const MESSAGE: &str = concat!(
     ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)"
 );
 
-/// Both statements of an insertion, prepared once for many.
+/// The statements of an insertion, prepared once for many.
 struct Insert<'a> {
+    fresh: CachedStatement<'a>,
     line: CachedStatement<'a>,
     message: CachedStatement<'a>,
-    /// What is bound of either.
-    bound: (Bound, Bound),
-    /// What a line has in common with the one before, as a rule: its queue, state, due, rank and failed attempts.
-    common: Option<[i64; 5]>,
+    /// What is bound of the message.
+    bound: Bound,
+    /// What a fresh message has in common with the one before, as a rule: its queue, rank and time.
+    common: Option<[i64; 3]>,
 }
 
 impl<'a> Insert<'a> {
     fn new(connection: &'a Connection) -> Result<Self> {
         let prepare = |sql| connection.prepare_cached(sql).map_err(error::sqlite);
-        Ok(Self { line: prepare(LINE)?, message: prepare(MESSAGE)?, bound: Default::default(), common: None })
+        Ok(Self {
+            fresh: prepare(FRESH)?,
+            line: prepare(LINE)?,
+            message: prepare(MESSAGE)?,
+            bound: Bound::default(),
+            common: None,
+        })
     }
 }
 
@@ -116,34 +127,39 @@ impl Store<'_> {
     fn insert(&mut self, insert: &mut Insert<'_>, queue: i64, message: &New<'_>) -> Result<i64> {
         let id = self.take_next()?;
         let envelope = message.envelope;
-        let due = self.now.after(message.delay);
+        let due = self.now.after(message.delay).as_millis();
+        let key = envelope.ordering_key.as_deref();
+        let history = message.history.filter(|history| !history.is_empty()).map(History::to_header);
+        let is_fresh =
+            message.delay.is_zero() && key.is_none() && message.failed_attempts == 0 && history.is_none();
         let state = if !message.delay.is_zero() {
             state::DELAYED
-        } else if self.is_in_line(queue, envelope.ordering_key.as_deref())? {
+        } else if self.is_in_line(queue, key)? {
             state::BEHIND
         } else {
             state::READY
         };
         // Of what is delayed, too: somebody may be waiting for something later.
         self.woken.insert(queue);
-        let failed_attempts = i64::from(message.failed_attempts);
-        let history = message.history.filter(|history| !history.is_empty()).map(History::to_header);
         let mut bind = || {
-            let Insert { line, message, bound, common } = insert;
-            line.raw_bind_parameter(1, id)?;
-            let now_common = [queue, state, due.as_millis(), rank(envelope), failed_attempts];
-            if *common != Some(now_common) {
-                for (index, value) in (2..).zip(now_common) {
-                    line.raw_bind_parameter(index, value)?;
+            let common = [queue, rank(envelope), due];
+            if is_fresh {
+                insert.fresh.raw_bind_parameter(1, id)?;
+                if insert.common != Some(common) {
+                    for (index, value) in (2..).zip(common) {
+                        insert.fresh.raw_bind_parameter(index, value)?;
+                    }
+                    insert.common = Some(common);
                 }
-                *common = Some(now_common);
+                insert.fresh.raw_execute()?;
+            } else {
+                let [queue, rank, due] = common;
+                let failed = message.failed_attempts;
+                insert.line.execute(params![id, queue, state, due, rank, failed, key, history])?;
             }
-            bound.0.bind(line, 7, envelope.ordering_key.as_deref())?;
-            bound.0.bind(line, 8, history.as_deref())?;
-            line.raw_execute()?;
-            message.raw_bind_parameter(1, id)?;
-            codec::bind(message, &mut bound.1, 2, envelope)?;
-            message.raw_execute()
+            insert.message.raw_bind_parameter(1, id)?;
+            codec::bind(&mut insert.message, &mut insert.bound, 2, envelope)?;
+            insert.message.raw_execute()
         };
         bind().map_err(error::sqlite)?;
         self.count(queue, 1);

@@ -13,11 +13,15 @@ mod file;
 #[doc(hidden)]
 pub mod fuzzing;
 mod insert;
+mod lease;
+#[cfg(test)]
+mod model;
 mod network;
 mod outbox;
 #[cfg(test)]
 mod plans;
 mod publisher;
+mod ready;
 mod schema;
 mod settle;
 mod store;

@@ -10,10 +10,10 @@ use rusqlite::trace::{TraceEvent, TraceEventCodes};
 use throughline_core::driver::{Delivery, OperationId, Outgoing, Settlement};
 use throughline_core::{Address, Envelope, History, Order};
 
-use crate::claim::{self, Claim};
+use crate::claim::Claim;
 use crate::config::Config;
 use crate::store::Store;
-use crate::{admin, schema};
+use crate::{admin, ready, schema};
 
 const LEASE: Duration = Duration::from_secs(30);
 
@@ -69,7 +69,7 @@ fn do_everything(connection: &Connection) {
         for order in [Order::PerKey, Order::Any] {
             let claimed = store.claim(claim(order)).unwrap().deliveries;
             let tokens: Vec<_> = claimed.iter().map(|delivery| delivery.token).collect();
-            store.extend(&tokens, LEASE).unwrap();
+            store.extend(queue, &tokens, LEASE).unwrap();
             settle(store, queue, &claimed, &settlement);
         }
     }
@@ -78,7 +78,7 @@ fn do_everything(connection: &Connection) {
     assert!(store.wake_due(queue).unwrap() > 4, "leases, retries and delays");
     store.flush().unwrap();
     admin::depth(connection, queue).unwrap();
-    claim::browse(connection, queue, 10, |_| true).unwrap();
+    ready::browse(connection, queue, 10, |_| true).unwrap();
     let before = store.take_next().unwrap();
     assert!(store.purge(queue, before).unwrap() > 0);
     store.publish(&config("queue=q"), &batch(100)).unwrap();

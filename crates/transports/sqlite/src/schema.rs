@@ -14,13 +14,14 @@ pub(crate) const APPLICATION_ID: i32 = 0x546C_3031;
 /// What makes each version of the one before it. Those that were released never change.
 const MIGRATIONS: &[&str] = &[include_str!("schema/1.sql")];
 
-/// Where a message stands.
+/// Where a message stands that is not fresh.
 pub(crate) mod state {
     /// Can be claimed.
     pub(crate) const READY: i64 = 0;
     /// Waits for an earlier message of its key.
     pub(crate) const BEHIND: i64 = 1;
-    // 2 is only ever written in SQL: delivered, and not settled; `due` is when its lease ends.
+    /// Delivered, and not settled; `due` is when its lease ends.
+    pub(crate) const LEASED: i64 = 2;
     /// Waits in its place for its retry, which is `due`; it keeps its key's later messages behind.
     pub(crate) const HELD: i64 = 3;
     /// Takes its place at the end of the queue when it is `due`.

@@ -7,9 +7,9 @@ use rusqlite::{OptionalExtension, params};
 use throughline_core::driver::{Settlement, Token};
 use throughline_core::{Error, ErrorKind, History, Result};
 
-use crate::claim::of_token;
 use crate::config::Config;
 use crate::error;
+use crate::lease::{COUNT_FRESH, DROP_FRESH, DROP_FRESH_RUN, fresh_rank, of_token, stale};
 use crate::schema::state;
 use crate::store::Store;
 
@@ -29,10 +29,14 @@ impl Store<'_> {
         batch: &[(Token, Settlement)],
     ) -> Result<Vec<Result<()>>> {
         let mut results = Vec::with_capacity(batch.len());
-        for run in batch.chunk_by(follow) {
-            if run.len() > 1 && self.ack_run(queue, run)? {
-                results.extend(run.iter().map(|_| Ok(())));
-                continue;
+        for mut run in batch.chunk_by(follow) {
+            while run.len() > 1 {
+                let acked = self.ack_run(queue, run)?;
+                if acked == 0 {
+                    break;
+                }
+                results.extend((0..acked).map(|_| Ok(())));
+                run = run.get(acked..).unwrap_or_default();
             }
             for (token, settlement) in run {
                 results.push(self.settle_one(queue, config, *token, settlement)?);
@@ -48,13 +52,16 @@ impl Store<'_> {
         token: Token,
         settlement: &Settlement,
     ) -> Result<Result<()>> {
+        if !matches!(settlement, Settlement::Ack) {
+            self.take_out(queue, token)?;
+        }
         let settled = match settlement {
-            Settlement::Ack => self.ack(queue, token)?,
+            Settlement::Ack => self.ack_fresh(queue, token)? || self.ack(queue, token)?,
             Settlement::Release => self.release(queue, token)?,
             Settlement::Retry { after, history } => self.retry(queue, token, *after, history)?,
             Settlement::Reject { history } => match &config.dead_letter {
                 Some(dead_letters) => match self.reject(queue, token, history, config, dead_letters) {
-                    // Told before anything was written: the others of the batch are settled.
+                    // Told before anything was settled: the others of the batch are.
                     Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Err(error)),
                     rejected => rejected?,
                 },
@@ -64,36 +71,51 @@ impl Store<'_> {
         Ok(if settled { Ok(()) } else { Err(stale()) })
     }
 
-    /// Acks messages whose ids follow each other, together; unless one of them is not ours any more.
-    fn ack_run(&mut self, queue: i64, run: &[(Token, Settlement)]) -> Result<bool> {
+    /// Acks messages whose ids follow each other, together, and says how many: as far as their range goes, or all. None,
+    /// where one of them is not ours any more.
+    fn ack_run(&mut self, queue: i64, run: &[(Token, Settlement)]) -> Result<usize> {
         const OURS: &str = "SELECT count(*) FROM throughline_line WHERE id BETWEEN ?1 AND ?2 AND receive_count = ?3 \
                             AND state = 2 AND due > ?4";
-        let (Some((first, _)), Some((last, _))) = (run.first(), run.last()) else { return Ok(true) };
-        let ((first, count, _), (last, ..)) = (of_token(*first), of_token(*last));
-        let mut ours = self.connection.prepare_cached(OURS).map_err(error::sqlite)?;
-        let ours: i64 = ours
-            .query_row([first, last, count, self.now.as_millis()], |row| row.get(0))
-            .map_err(error::sqlite)?;
-        let all = i64::try_from(run.len()).unwrap_or(i64::MAX);
+        let (Some((token, _)), Some((last, _))) = (run.first(), run.last()) else { return Ok(0) };
+        let ((first, count, _), (mut last, ..)) = (of_token(*token), of_token(*last));
+        let fresh = match fresh_rank(*token) {
+            Some(rank) => self.range(queue, rank, first)?,
+            None => None,
+        };
+        let ours = match fresh {
+            Some(range) => {
+                last = last.min(range.last);
+                self.prepare(COUNT_FRESH)?.query_row([queue, range.rank, first, last], |row| row.get(0))
+            }
+            None => {
+                self.prepare(OURS)?.query_row([first, last, count, self.now.as_millis()], |row| row.get(0))
+            }
+        };
+        let (ours, all): (i64, i64) = (ours.map_err(error::sqlite)?, last - first + 1);
         if ours != all {
-            return Ok(false);
+            return Ok(0);
         }
-        self.execute("DELETE FROM throughline_line WHERE id BETWEEN ?1 AND ?2", [first, last])?;
+        if let Some(range) = fresh {
+            self.left_ranges.insert(range);
+            self.execute(DROP_FRESH_RUN, [queue, range.rank, first, last])?;
+        } else {
+            self.execute("DELETE FROM throughline_line WHERE id BETWEEN ?1 AND ?2", [first, last])?;
+        }
         self.execute("DELETE FROM throughline_messages WHERE id BETWEEN ?1 AND ?2", [first, last])?;
         self.count(queue, -all);
-        Ok(true)
+        Ok(usize::try_from(all).unwrap_or(0))
     }
 
-    /// Lets leases end that long from now, with an answer for each.
-    pub(crate) fn extend(&mut self, tokens: &[Token], by: Duration) -> Result<Vec<Result<()>>> {
-        const SQL: &str = concat!("UPDATE throughline_line SET due = ?4 ", ours!());
-        let due = self.now.after(by).as_millis();
-        let extend = |token: &Token| {
-            let (id, count, _) = of_token(*token);
-            let extended = self.execute(SQL, [id, count, self.now.as_millis(), due])? > 0;
-            Ok(if extended { Ok(()) } else { Err(stale()) })
-        };
-        tokens.iter().map(extend).collect()
+    /// Acks a delivery that is in a range, if it is still there and its lease runs.
+    fn ack_fresh(&mut self, queue: i64, token: Token) -> Result<bool> {
+        let (Some(rank), (id, ..)) = (fresh_rank(token), of_token(token)) else { return Ok(false) };
+        let Some(range) = self.range(queue, rank, id)? else { return Ok(false) };
+        if self.execute(DROP_FRESH, [queue, rank, id])? == 0 {
+            return Ok(false);
+        }
+        self.left_ranges.insert(range);
+        self.left(queue, id)?;
+        Ok(true)
     }
 
     fn ack(&mut self, queue: i64, token: Token) -> Result<bool> {
@@ -210,12 +232,8 @@ impl Store<'_> {
 /// Whether two settlements are acks of messages without a key, one directly after the other: they can be done as one.
 fn follow(one: &(Token, Settlement), next: &(Token, Settlement)) -> bool {
     let ((token, Settlement::Ack), (after, Settlement::Ack)) = (one, next) else { return false };
-    let ((id, count, keyed), (next, counted, next_keyed)) = (of_token(*token), of_token(*after));
-    !keyed && !next_keyed && count == counted && id.checked_add(1) == Some(next)
-}
-
-fn stale() -> Error {
-    Error::new(ErrorKind::Stale, "the lease has expired, and the message is delivered again")
+    let ((id, _, keyed), (next, ..)) = (of_token(*token), of_token(*after));
+    !keyed && token.epoch == after.epoch && id.checked_add(1) == Some(next)
 }
 
 fn no_dead_letter() -> Error {

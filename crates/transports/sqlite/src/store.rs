@@ -3,11 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
 use throughline_core::{Error, Result, Timestamp};
 
 use crate::config::{Config, Place};
 use crate::error;
+use crate::lease::Range;
 use std::path::Path;
 
 /// The next id: also where somebody has inserted rows by hand, and left the counter behind.
@@ -23,6 +24,8 @@ pub(crate) struct Store<'a> {
     next: Option<i64>,
     /// By how much each queue's `held` is to change.
     held: BTreeMap<i64, i64>,
+    /// Ranges that messages have left: one without any is to go.
+    pub(crate) left_ranges: BTreeSet<Range>,
     /// Queues in which something became ready.
     pub(crate) woken: BTreeSet<i64>,
     /// Queues that were deleted: their messages are to be swept up, and their consumers told.
@@ -52,21 +55,23 @@ impl<'a> Store<'a> {
             now: Timestamp::now(),
             next: None,
             held: BTreeMap::new(),
+            left_ranges: BTreeSet::new(),
             woken: BTreeSet::new(),
             deleted: BTreeSet::new(),
         }
     }
 
+    /// The id or place that comes next.
+    pub(crate) fn next(&mut self) -> Result<i64> {
+        match self.next {
+            Some(next) => Ok(next),
+            None => self.prepare(NEXT)?.query_row([], |row| row.get(0)).map_err(error::sqlite),
+        }
+    }
+
     /// A new id or place, higher than all before it.
     pub(crate) fn take_next(&mut self) -> Result<i64> {
-        let next = match self.next {
-            Some(next) => next,
-            None => self
-                .connection
-                .prepare_cached(NEXT)
-                .and_then(|mut statement| statement.query_row([], |row| row.get(0)))
-                .map_err(error::sqlite)?,
-        };
+        let next = self.next()?;
         self.next = Some(next + 1);
         Ok(next)
     }
@@ -85,6 +90,7 @@ impl<'a> Store<'a> {
 
     /// Writes what was noted; the last thing before the commit.
     pub(crate) fn flush(&mut self) -> Result<()> {
+        self.drop_empty_ranges()?;
         if let Some(next) = self.next.take() {
             self.execute("UPDATE throughline_meta SET next = ?1 WHERE id = 1", [next])?;
         }
@@ -94,6 +100,11 @@ impl<'a> Store<'a> {
             }
         }
         Ok(())
+    }
+
+    /// A statement, prepared once.
+    pub(crate) fn prepare(&self, sql: &str) -> Result<CachedStatement<'a>> {
+        self.connection.prepare_cached(sql).map_err(error::sqlite)
     }
 
     /// Runs a statement, and says how many rows it changed.
@@ -164,14 +175,17 @@ impl<'a> Store<'a> {
             .map_err(error::sqlite)?;
         let Some(queue) = queue else { return Ok(false) };
         // In the order of an index, so that no piece looks at the whole.
-        for which in
-            ["state = 0 ORDER BY rank, place", "state = 1 ORDER BY rank, place", "state >= 2 ORDER BY due"]
-        {
-            let piece = format!("SELECT id FROM throughline_line WHERE queue = ?1 AND {which} LIMIT ?2");
-            if self.delete(&piece, &[queue, PIECE])? > 0 {
+        for (table, which) in [
+            ("fresh", "true ORDER BY rank, id LIMIT ?2"),
+            ("line", "state = 0 ORDER BY rank, place LIMIT ?2"),
+            ("line", "state = 1 ORDER BY rank, place LIMIT ?2"),
+            ("line", "state >= 2 ORDER BY due LIMIT ?2"),
+        ] {
+            if self.delete(table, which, &[queue, PIECE])? > 0 {
                 return Ok(true);
             }
         }
+        self.execute("DELETE FROM throughline_ranges WHERE queue = ?1", [queue])?;
         self.execute("DELETE FROM throughline_operations WHERE queue = ?1", [queue])?;
         self.execute("DELETE FROM throughline_queues WHERE id = ?1", [queue])?;
         Ok(true)
@@ -180,7 +194,10 @@ impl<'a> Store<'a> {
     /// Deletes a piece of what is ready and was there before `place`. Says how much that was.
     pub(crate) fn purge(&mut self, queue: i64, before: i64) -> Result<usize> {
         const PIECE: i64 = 2000;
-        let mut purged = 0;
+        // What is in a range is leased.
+        let fresh = "id < ?2 AND NOT EXISTS (SELECT 1 FROM throughline_ranges r \
+                     WHERE r.queue = t.queue AND r.rank = t.rank AND r.last >= t.id) ORDER BY rank, id LIMIT ?3";
+        let mut purged = self.delete("fresh", fresh, &[queue, before, PIECE])?;
         let mut keys = BTreeSet::new();
         for state in ["state = 0", "state = 1"] {
             let ids = format!(
@@ -204,11 +221,19 @@ impl<'a> Store<'a> {
         Ok(purged)
     }
 
-    /// Deletes the messages whose ids a query gives, and says how many there were.
-    fn delete(&self, ids: &str, parameters: &[i64]) -> Result<usize> {
+    /// Deletes messages of a queue that a table has, and says how many there were.
+    fn delete(&self, table: &str, which: &str, parameters: &[i64]) -> Result<usize> {
         let parameters = || rusqlite::params_from_iter(parameters);
-        self.execute(&format!("DELETE FROM throughline_messages WHERE id IN ({ids})"), parameters())?;
-        self.execute(&format!("DELETE FROM throughline_line WHERE id IN ({ids})"), parameters())
+        let key = if table == "fresh" { "queue, rank, id" } else { "id" };
+        let found = |key| format!("SELECT {key} FROM throughline_{table} t WHERE queue = ?1 AND {which}");
+        self.execute(
+            &format!("DELETE FROM throughline_messages WHERE id IN ({})", found("id")),
+            parameters(),
+        )?;
+        self.execute(
+            &format!("DELETE FROM throughline_{table} WHERE ({key}) IN ({})", found(key)),
+            parameters(),
+        )
     }
 
     /// Whether a queue is still there; `NotFound` where it was deleted.

@@ -106,7 +106,8 @@ fn address(folder: &Path) -> String {
 fn integrity(folder: &Path) -> (String, i64) {
     let sql = rusqlite::Connection::open(folder.join("bus.db")).unwrap();
     let check = sql.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
-    let held = "SELECT held - (SELECT count(*) FROM throughline_messages) FROM throughline_queues";
+    let held = "SELECT held - (SELECT count(*) FROM throughline_messages) + (SELECT count(*) FROM throughline_ranges) \
+                FROM throughline_queues";
     (check, sql.query_row(held, [], |row| row.get(0)).unwrap())
 }
 

@@ -22,7 +22,30 @@ CREATE TABLE throughline_queues (
 CREATE UNIQUE INDEX throughline_queues_by_name ON throughline_queues (topic, name) WHERE deleted = 0;
 CREATE INDEX throughline_queues_deleted ON throughline_queues (deleted) WHERE deleted = 1;
 
--- Where each message stands: what claims and settlements change, in small rows, so that they write little.
+-- Messages as they came: no key, no delay, no failure, delivered to nobody, or leased by a range. A message comes here when it
+-- is published, behind all others, and never again.
+CREATE TABLE throughline_fresh (
+    queue INTEGER NOT NULL,
+    rank INTEGER NOT NULL              -- 255 - priority: the lowest goes first
+        CHECK (rank BETWEEN 0 AND 255),
+    id INTEGER NOT NULL                -- of the message, and its place in the order of the queue
+        CHECK (id BETWEEN 1 AND 4611686018427387904),
+    enqueued INTEGER NOT NULL,         -- when this hop began
+    PRIMARY KEY (queue, rank, id)
+) STRICT, WITHOUT ROWID;
+
+-- Leases of fresh messages that were claimed together: all of them that stand from `first` to `last`.
+CREATE TABLE throughline_ranges (
+    queue INTEGER NOT NULL,
+    rank INTEGER NOT NULL,
+    last INTEGER NOT NULL,             -- ids
+    first INTEGER NOT NULL CHECK (first <= last),
+    due INTEGER NOT NULL,              -- when the lease ends, in ms since the epoch
+    PRIMARY KEY (queue, rank, last)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX throughline_ranges_due ON throughline_ranges (queue, due);
+
+-- Where each other message stands: what claims and settlements change, in small rows, so that they write little.
 CREATE TABLE throughline_line (
     id INTEGER PRIMARY KEY             -- of the message
         CHECK (id BETWEEN 1 AND 4611686018427387904),

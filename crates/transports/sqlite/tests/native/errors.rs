@@ -72,6 +72,7 @@ async fn a_row_by_hand_that_would_stop_the_queue_is_refused_and_any_other_does_n
     let sql = rig.sql();
     let line = |column: &str, value: &str| {
         let mut row = vec![
+            ("id", "2"),
             ("queue", "(SELECT id FROM throughline_queues)"),
             ("state", "0"),
             ("due", "0"),
@@ -111,11 +112,18 @@ async fn a_row_by_hand_that_would_stop_the_queue_is_refused_and_any_other_does_n
         "UPDATE throughline_queues SET deleted = 2",
         "UPDATE throughline_meta SET next = 'one'",
         "INSERT INTO throughline_messages (id) VALUES (9223372036854775807)",
+        "INSERT INTO throughline_fresh VALUES (1, 256, 9, 0)",
+        "INSERT INTO throughline_fresh VALUES (1, 255, NULL, 0)",
+        "INSERT INTO throughline_fresh VALUES (1, 255, 9, 'noon')",
+        "INSERT INTO throughline_ranges VALUES (1, 255, 'last', 1, 0)",
     ] {
         sql.execute(update, []).unwrap_err();
     }
-    // One that is right, but without a word to the counter of ids: the ids after it are others'. It has no message.
+    // Two that are right, but without a word to the counter of ids: those after the one are others', and so are those before
+    // the other. They have no message.
     sql.execute(&line("receive_count", "4294967295"), []).unwrap();
+    let ahead = "INSERT INTO throughline_fresh SELECT id, 255, 50, 0 FROM throughline_queues";
+    sql.execute(ahead, []).unwrap();
     publisher.publish(Envelope::new("last")).await.unwrap();
     let mut consumer = rig.bus.consumer().await.unwrap();
     for expected in ["first", "", "last"] {
@@ -123,6 +131,11 @@ async fn a_row_by_hand_that_would_stop_the_queue_is_refused_and_any_other_does_n
         assert_eq!(text(&delivery), expected);
         delivery.ack().await.unwrap();
     }
+    // It holds up nothing that comes while it is leased.
+    let ahead = next(&mut consumer).await;
+    publisher.publish(Envelope::new("later")).await.unwrap();
+    assert_eq!((text(&next(&mut consumer).await), text(&ahead)), ("later".into(), String::new()));
+    ahead.ack().await.unwrap();
 }
 
 #[tokio::test]
