@@ -134,7 +134,7 @@ pub(crate) struct BridgeArgs {
     /// Where messages go that TO does not take, with the reason; without it, the first one stops the bridge
     #[arg(long, value_name = "URL")]
     pub(crate) reject: Option<String>,
-    /// End when FROM is empty; without it, go on until Ctrl-C
+    /// End when FROM is empty, and a Kafka topic where it ended at the start; without it, go on until Ctrl-C
     #[arg(long)]
     pub(crate) until_empty: bool,
     /// So many at most, those rejected included

@@ -78,9 +78,12 @@ impl Pairing {
     pub(crate) async fn compare(mut self, examples: usize) -> Result<Found> {
         let (answer, answered) = oneshot::channel();
         self.send(Command::Compare(examples, answer)).await?;
-        match answered.await {
-            Ok(found) => Ok(found),
-            Err(_) => Err(self.why().await),
+        let Ok(found) = answered.await else { return Err(self.why().await) };
+        let Self { commands, working } = self;
+        drop(commands);
+        match working.await {
+            Ok(worked) => worked.map(|()| found),
+            Err(error) => Err(failed().with_source(error)),
         }
     }
 
@@ -93,12 +96,15 @@ impl Pairing {
 
     /// Why it takes no more.
     async fn why(&mut self) -> Error {
-        let failed = || Error::new(ErrorKind::Internal, "the comparison's thread failed");
         match (&mut self.working).await {
             Ok(worked) => worked.err().unwrap_or_else(failed),
             Err(error) => failed().with_source(error),
         }
     }
+}
+
+fn failed() -> Error {
+    Error::new(ErrorKind::Internal, "the comparison's thread failed")
 }
 
 /// Until nobody asks any more.
