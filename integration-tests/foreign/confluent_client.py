@@ -2,7 +2,8 @@
 
 It knows nothing of Throughline. `get` prints the first record of the topic as JSON, every header with the Python type of
 its value; `put` publishes the JSON it reads: {"body": text, "key": text or null, "headers": [[name, text or null], ...]}.
-`get-all` prints all records of all partitions, a line each, with body and key in hexadecimal digits.
+`get-all` prints all records of all partitions, a line each, with body and key in hexadecimal digits. `put-transactions SERVERS
+TOPIC COUNT` publishes so many records, each in a transaction of its own.
 """
 
 import json
@@ -59,12 +60,22 @@ def get_all(servers, topic):
         if message.offset() + 1 >= left[message.partition()]:
             left[message.partition()] = 0
         print(json.dumps({
-            "body": message.value() and message.value().hex(),
-            "key": message.key() and message.key().hex(),
+            "body": None if message.value() is None else message.value().hex(),
+            "key": None if message.key() is None else message.key().hex(),
             "headers": [[name, typed(value)] for name, value in message.headers() or []],
         }))
     consumer.close()
 
 
+def put_transactions(servers, topic):
+    producer = Producer({"bootstrap.servers": servers, "transactional.id": topic})
+    producer.init_transactions(20)
+    for number in range(int(sys.argv[4])):
+        producer.begin_transaction()
+        producer.produce(topic, str(number).encode("utf-8"), str(number % 3))
+        producer.commit_transaction(20)
+
+
 command, servers, topic = sys.argv[1:4]
-{"get": get, "get-all": get_all, "put": put}[command](servers, topic)
+commands = {"get": get, "get-all": get_all, "put": put, "put-transactions": put_transactions}
+commands[command](servers, topic)

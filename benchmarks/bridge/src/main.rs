@@ -136,7 +136,7 @@ async fn run(cli: Cli) -> Result<()> {
     for round in 0..=cli.rounds {
         for at in 0..moves.len() * 2 {
             // Another goes first in each round.
-            let by_hand = (at + round as usize) % 2 == 0;
+            let by_hand = (at + round as usize).is_multiple_of(2);
             let Some(of) = moves.get_mut(at / 2) else { continue };
             eprintln!(
                 "round {round} of {}: {}, {}",

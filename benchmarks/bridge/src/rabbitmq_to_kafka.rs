@@ -71,7 +71,7 @@ async fn raw(rabbitmq: &str, kafka: &str, name: &str, load: Load) -> Result<Span
             let Some((acker, report)) = sent.pop_front() else { break };
             report.await?.map_err(|(error, _)| error)?;
             done += 1;
-            if done % ACKED_TOGETHER == 0 || done == load.messages {
+            if done.is_multiple_of(ACKED_TOGETHER) || done == load.messages {
                 acker.ack(BasicAckOptions { multiple: true }).await?;
             }
         }

@@ -9,13 +9,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
-use throughline::capabilities::Level;
+use throughline::capabilities::{Browse, Level};
+use throughline::driver::LogEnd;
 use throughline::trace::TracePolicy;
 use throughline::{
     Bus, ConsumeOptions, Error, ErrorKind, KeyOrder, PublishOptions, Publisher, Result, Timestamp,
 };
 
-use crate::copy::{Copy, DepthOf, Sinks};
+use crate::copy::{Copy, DepthOf, Look, Sinks};
 use crate::filter::{Filter, Rest};
 use crate::ledger::Ledger;
 use crate::map::Map;
@@ -24,7 +25,7 @@ use crate::report::Report;
 use crate::verify::{Account, Verifying};
 
 /// So long a sink may take to close.
-const CLOSING: Duration = Duration::from_secs(30);
+const CLOSING: Duration = Duration::from_secs(10);
 
 /// How the loop works.
 #[derive(Clone, Debug)]
@@ -169,8 +170,9 @@ impl Bridge {
     }
 
     /// Ends when the source is empty, and not only when it is asked to. Empty is what the broker calls so when nothing has
-    /// come for a while: a log's lag or an embedded queue's count at one look, an estimate (RabbitMQ, SQS) at three in a
-    /// row. The report says whether it was one.
+    /// come for a while: an embedded queue's count at one look, an estimate (RabbitMQ, SQS) at three in a row. The report says
+    /// whether it was one. A log (Kafka) is at its end when all is moved that was there when the bridge began; what others
+    /// append meanwhile is not waited for, though some of it may have been moved, too.
     pub fn until_empty(mut self) -> Self {
         self.settings.until_empty = true;
         self
@@ -281,6 +283,7 @@ impl Bridge {
         let began = (Timestamp::now(), Instant::now());
         // With what the filter leaves, too: any of it may be sent.
         let in_flight = self.consume_options().max_unsettled;
+        let log_end = if self.settings.until_empty { self.from.log_end("").await? } else { None };
         let sink = self.to.publisher_to("", self.publish_options()).await?;
         let reject = match &self.reject {
             Some(bus) => Some(bus.publisher_to("", self.publish_options()).await?),
@@ -307,7 +310,8 @@ impl Bridge {
             }
         };
         let sinks = Sinks { sink: sink.clone(), reject: reject.clone() };
-        let copy = Copy::new(&self.settings, sinks, self.depth(), ledger.writer(), self.progress.clone());
+        let copy =
+            Copy::new(&self.settings, sinks, self.depth(log_end), ledger.writer(), self.progress.clone());
         let stopped = async {
             if !is_stopped {
                 shutdown.await;
@@ -405,20 +409,36 @@ impl Bridge {
         }
     }
 
-    fn depth(&self) -> DepthOf {
-        let from = self.from.clone();
-        Arc::new(move || {
-            let from = from.clone();
-            Box::pin(async move { from.depth("").await })
+    fn depth(&self, end: Option<LogEnd>) -> DepthOf {
+        let (from, end) = (self.from.clone(), Arc::new(end));
+        Arc::new(move |thoroughly| {
+            let (from, end) = (from.clone(), end.clone());
+            Box::pin(async move {
+                let mut look = Look { depth: from.depth("").await?, before_end: None };
+                if let Some(end) = end.as_ref() {
+                    look.before_end = Some(from.depth_before("", end).await?);
+                }
+                // A log counts what cannot be read, too: the marks of transactions, and what compaction took.
+                let may_read = thoroughly && from.capabilities().browse == Browse::Native;
+                if may_read && look.depth.ready > 0 && from.browse("", NonZeroUsize::MIN).await?.is_empty() {
+                    look.depth.ready = 0;
+                    look.before_end = look.before_end.map(|_| 0);
+                }
+                Ok(look)
+            })
         })
     }
 }
 
-/// A sink that answers nothing is not waited for: what it was asked for was given up, or is settled.
+/// A sink that answers nothing (RabbitMQ blocks publishers while it is short of memory) is not waited for: what it was asked
+/// for was given up, or is settled.
 async fn closed_in_time(publisher: &Publisher) -> Result<()> {
     match tokio::time::timeout(CLOSING, publisher.close()).await {
         Ok(closed) => closed,
-        Err(_) => Err(Error::new(ErrorKind::Timeout, format!("no answer within {CLOSING:?}"))),
+        Err(_) => Err(Error::new(
+            ErrorKind::Timeout,
+            format!("no answer within {CLOSING:?}; what it has not confirmed is still in the source"),
+        )),
     }
 }
 
@@ -430,5 +450,29 @@ impl fmt::Debug for Bridge {
             .field("reject", &self.reject.as_ref().map(Bus::address))
             .field("settings", &self.settings)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use throughline::Envelope;
+    use throughline_testkit::scripted::{Reply, ScriptedPublisher};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sink_that_answers_nothing_is_not_waited_for_at_the_end() {
+        let blocked = ScriptedPublisher::new(|_| Reply::Accept);
+        blocked.hold(true);
+        let address = "memory:x?queue=q".parse().unwrap();
+        let options = PublishOptions { timeout: Duration::from_secs(3600), ..PublishOptions::default() };
+        let publisher = Publisher::new(blocked.clone(), &address, options);
+        let pending = publisher.enqueue(Envelope::builder("x").build(), Default::default()).await.unwrap();
+        let began = tokio::time::Instant::now();
+        let error = closed_in_time(&publisher).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout);
+        assert!(began.elapsed() <= CLOSING + Duration::from_secs(1) && error.to_string().contains("source"));
+        blocked.hold(false);
+        drop(pending);
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use throughline::capabilities::KeyPipeline;
-use throughline::{Consumer, Delivery, Depth, Error, ErrorKind, KeyOrder, Publisher, Result, Retry};
+use throughline::{Consumer, Delivery, Error, ErrorKind, KeyOrder, Publisher, Result, Retry};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -27,7 +27,7 @@ use crate::report::{End, Totals};
 use crate::verdict::Verdict;
 use crate::verify::{Became, Sent};
 use job::{Done, Job};
-pub(crate) use quiet::DepthOf;
+pub(crate) use quiet::{DepthOf, Look};
 use quiet::{Quiet, answer};
 
 /// At most so many messages are sent, noted and acked together: as many as the consumer asks for at once.
@@ -73,7 +73,7 @@ pub(crate) struct Copy<'a> {
     pace: Option<Pace>,
     trouble: Trouble,
     quiet: Quiet,
-    look: Option<JoinHandle<Result<Depth>>>,
+    look: Option<JoinHandle<Result<Look>>>,
     end: Option<End>,
     totals: Totals,
     /// What the source did not take the ack of, until it comes again.

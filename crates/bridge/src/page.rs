@@ -59,7 +59,7 @@ impl Page {
         ));
         self.put(format_args!("<p class=\"muted\">{}, {took}</p>\n", report.began));
         let class = if report.is_success() { "good" } else { "bad" };
-        self.put(format_args!("<p class=\"end {class}\">{}</p>\n", Escaped(&ending(&report.end))));
+        self.put(format_args!("<p class=\"end {class}\">{}</p>\n", Escaped(&ending(report))));
         let totals = &report.totals;
         self.tiles(&[
             ("moved", totals.moved, Mood::Plain),
@@ -224,8 +224,11 @@ impl Page {
 }
 
 /// How a run ended, as a sentence.
-fn ending(end: &End) -> String {
-    match end {
+fn ending(report: &Report) -> String {
+    match &report.end {
+        End::Empty { approximate: false } if report.depth.unwrap_or(0) > report.left => {
+            "All is moved that was there when it began; more has come since.".to_owned()
+        }
         End::Empty { approximate: false } => "The source is empty.".to_owned(),
         End::Empty { approximate: true } => "The source is empty, as far as its broker can tell.".to_owned(),
         End::Max => "As many were moved as was asked for.".to_owned(),

@@ -157,10 +157,14 @@ fn behaviour(source: &Capabilities, sink: &Capabilities) -> Vec<Step> {
         Level::Emulated => step(what, Fate::Emulated, emulated),
         Level::No => step(what, Fate::NoEffect, none),
     };
-    let browse = |capabilities: &Capabilities| match capabilities.browse {
+    let read_back = match sink.browse {
         Browse::Native => "can be read back",
         Browse::Disturbing => "can be read back, and delivery counts rise by it",
         Browse::No => "cannot be read back",
+    };
+    let accounted = match source.browse {
+        Browse::Native => "is read before the first message is taken",
+        Browse::Disturbing | Browse::No => "is not read, only counted",
     };
     vec![
         order,
@@ -205,7 +209,11 @@ fn behaviour(source: &Capabilities, sink: &Capabilities) -> Vec<Step> {
             "the message stays in the source until it is; --until-empty waits for it where the source counts it",
         ),
         if source.settle == SettleMeaning::Confirmed || source.lease == Lease::None {
-            step("--until-empty", Fate::Kept, "the source counts what is left")
+            step(
+                "--until-empty",
+                Fate::Kept,
+                "the source counts what is left; a log, up to where it ends at the start",
+            )
         } else {
             step(
                 "--until-empty",
@@ -213,8 +221,8 @@ fn behaviour(source: &Capabilities, sink: &Capabilities) -> Vec<Step> {
                 "the source estimates: it is empty after three looks at zero",
             )
         },
-        step("--verify, at the source", Fate::Kept, browse(source)),
-        step("--verify, at the sink", Fate::Kept, browse(sink)),
+        step("--verify, at the source", Fate::Kept, accounted),
+        step("--verify, at the sink", Fate::Kept, read_back),
     ]
 }
 

@@ -101,7 +101,7 @@ pub struct Rejected {
     pub id: String,
     /// Its type.
     pub message_type: Option<String>,
-    /// The class of the refusal: `limit_exceeded`, `refused`, `unsupported`.
+    /// The class of the refusal: `limit_exceeded`, `refused`, `invalid_message`.
     pub class: String,
     /// What the sink, or a check before it, said.
     pub reason: String,

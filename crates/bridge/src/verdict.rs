@@ -23,13 +23,13 @@ impl Verdict {
                 Retry::Never,
                 ErrorKind::InvalidMessage
                 | ErrorKind::LimitExceeded
-                | ErrorKind::Unsupported
                 | ErrorKind::Undecodable
                 | ErrorKind::Refused,
             ) => Self::Message,
             (Retry::Never, ErrorKind::Disconnected | ErrorKind::Timeout | ErrorKind::Throttled) => {
                 Self::Passing
             }
+            // `Unsupported`, too: a bridge asks for nothing beyond the message, so that all would be refused.
             (Retry::Never, _) => Self::Sink,
         }
     }
@@ -59,8 +59,18 @@ mod tests {
         assert_eq!(verdict(ErrorKind::Refused, Retry::Safe), Verdict::Passing);
         assert_eq!(verdict(ErrorKind::Timeout, Retry::Uncertain), Verdict::Passing);
         assert_eq!(verdict(ErrorKind::HeldBack, Retry::Safe), Verdict::Passing);
-        assert_eq!(verdict(ErrorKind::NotFound, Retry::Never), Verdict::Sink);
-        assert_eq!(verdict(ErrorKind::Unroutable, Retry::Never), Verdict::Sink);
+        for of_itself in [
+            ErrorKind::InvalidAddress,
+            ErrorKind::NotFound,
+            ErrorKind::Conflict,
+            ErrorKind::PermissionDenied,
+            ErrorKind::Unauthenticated,
+            ErrorKind::Unroutable,
+            ErrorKind::Unsupported,
+            ErrorKind::Internal,
+        ] {
+            assert_eq!(verdict(of_itself, Retry::Never), Verdict::Sink, "{of_itself:?}");
+        }
         assert_eq!(verdict(ErrorKind::Closed, Retry::Safe), Verdict::Sink);
         assert_eq!(class(ErrorKind::LimitExceeded), "limit_exceeded");
         assert_eq!(class(ErrorKind::Refused), "refused");

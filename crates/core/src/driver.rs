@@ -18,6 +18,7 @@
 
 use std::any::Any;
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::num::NonZeroUsize;
@@ -97,6 +98,17 @@ pub trait Transport: Send + Sync + 'static {
     /// How many messages there are.
     async fn depth(&self, address: &Address) -> Result<Depth>;
 
+    /// Where the source ends now, if it is a log: what is appended later is behind it. `None` where what is consumed is
+    /// gone, so that a source that has been read to its end is empty.
+    async fn log_end(&self, _address: &Address) -> Result<Option<LogEnd>> {
+        Ok(None)
+    }
+
+    /// How many messages of those before this end, which [`log_end`](Self::log_end) gave, are not settled yet.
+    async fn depth_before(&self, address: &Address, _end: &LogEnd) -> Result<u64> {
+        Ok(self.depth(address).await?.ready)
+    }
+
     /// Reads at most `max` ready messages without consuming them, each once, in order, as far as
     /// [`Capabilities::browse`](Capabilities) allows. They are handed over while they are read, so that they need not be in
     /// memory at once. It ends when nobody takes the pieces any more.
@@ -126,6 +138,13 @@ pub struct Depth {
     pub unsettled: Option<u64>,
     /// Waiting for their delay to pass.
     pub delayed: Option<u64>,
+}
+
+/// The end of a log at some time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogEnd {
+    /// By partition, the position behind its last message.
+    pub positions: BTreeMap<i32, i64>,
 }
 
 /// What an open destination or source is called in spans and metrics.

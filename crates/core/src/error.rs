@@ -32,7 +32,8 @@ pub enum ErrorKind {
     Unauthenticated,
     /// The broker took the message but nothing is bound that would receive it.
     Unroutable,
-    /// The broker refused the message (a full queue, a negative confirm).
+    /// The broker refused this message (a full queue, a negative confirm). What it would refuse of any message (no rights, no
+    /// queue, a damaged file) is of another kind: a bridge rejects messages by this one.
     Refused,
     /// The broker asks for fewer requests.
     Throttled,

@@ -404,30 +404,35 @@ pub fn creation_context(headers: &Headers) -> Option<SpanContext> {
 /// Reads a `traceparent` (Trace Context 3.2): `00-{32 hex}-{16 hex}-{2 hex}`, lower case, ids not zero. A version above
 /// 00 may be longer; version `ff` is invalid.
 pub fn parse_traceparent(text: &str) -> Option<SpanContext> {
-    // As propagators do.
-    let text = text.trim();
-    let hex = |part: &str| part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-    let (version, rest) = text.split_at_checked(2)?;
-    let (known, more) = rest.split_at_checked(53)?;
-    let mut parts = known.split('-');
-    let ("", trace, span, flags, None) =
-        (parts.next()?, parts.next()?, parts.next()?, parts.next()?, parts.next())
-    else {
-        return None;
-    };
-    let lengths = (trace.len(), span.len(), flags.len()) == (32, 16, 2);
-    let tail = if version == "00" { more.is_empty() } else { more.is_empty() || more.starts_with('-') };
-    if !(lengths && tail && version != "ff" && [version, trace, span, flags].into_iter().all(hex)) {
+    // Trimmed, as propagators do.
+    let (version, rest) = text.trim().as_bytes().split_first_chunk::<2>()?;
+    let (trace, rest) = rest.strip_prefix(b"-")?.split_first_chunk::<32>()?;
+    let (span, rest) = rest.strip_prefix(b"-")?.split_first_chunk::<16>()?;
+    let (flags, more) = rest.strip_prefix(b"-")?.split_first_chunk::<2>()?;
+    let tail = more.is_empty() || (version != b"00" && more.starts_with(b"-"));
+    if !tail || number(version)? == 0xff {
         return None;
     }
     let context = SpanContext::new(
-        TraceId::from_hex(trace).ok()?,
-        SpanId::from_hex(span).ok()?,
-        TraceFlags::new(u8::from_str_radix(flags, 16).ok()?),
+        TraceId::from_bytes(number(trace)?.to_be_bytes()),
+        SpanId::from_bytes(u64::try_from(number(span)?).ok()?.to_be_bytes()),
+        TraceFlags::new(u8::try_from(number(flags)?).ok()?),
         true,
         TraceState::NONE,
     );
     context.is_valid().then_some(context)
+}
+
+/// Of at most 32 hex digits, in lower case.
+fn number(hex: &[u8]) -> Option<u128> {
+    hex.iter().try_fold(0, |number, digit| {
+        let digit = match digit {
+            b'0'..=b'9' => digit - b'0',
+            b'a'..=b'f' => digit - b'a' + 10,
+            _ => return None,
+        };
+        Some(number << 4 | u128::from(digit))
+    })
 }
 
 fn format_traceparent(span: &SpanContext) -> String {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use throughline_core::driver::{self, Browsing, Transport};
+use throughline_core::driver::{self, Browsing, LogEnd, Transport};
 use throughline_core::{
     Address, Capabilities, ConsumeOptions, Consumer, Depth, DiagnoseOptions, Diagnosis, Error, ErrorKind,
     PublishOptions, Publisher, Result,
@@ -131,6 +131,18 @@ impl Bus {
     pub async fn depth(&self, address: &str) -> Result<Depth> {
         let address = self.resolve(address)?;
         self.transport.depth(&address).await.map_err(|error| error.at("depth", &address))
+    }
+
+    /// Where a source ends now, if it is a log (Kafka); `None` for a queue, which is empty at its end.
+    pub async fn log_end(&self, address: &str) -> Result<Option<LogEnd>> {
+        let address = self.resolve(address)?;
+        self.transport.log_end(&address).await.map_err(|error| error.at("depth", &address))
+    }
+
+    /// How many messages of those before this end, which [`log_end`](Self::log_end) gave, are not settled yet.
+    pub async fn depth_before(&self, address: &str, end: &LogEnd) -> Result<u64> {
+        let address = self.resolve(address)?;
+        self.transport.depth_before(&address, end).await.map_err(|error| error.at("depth", &address))
     }
 
     /// Reads at most `max` ready messages without consuming them; the capabilities say whether that disturbs.

@@ -11,8 +11,16 @@ use tokio::time::Instant;
 use super::Copy;
 use crate::report::End;
 
-/// Asks the source how much it holds.
-pub(crate) type DepthOf = Arc<dyn Fn() -> BoxFuture<'static, Result<Depth>> + Send + Sync>;
+/// Asks the source how much it holds; with `true` also whether any of that can be read.
+pub(crate) type DepthOf = Arc<dyn Fn(bool) -> BoxFuture<'static, Result<Look>> + Send + Sync>;
+
+/// What the source says.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Look {
+    pub(crate) depth: Depth,
+    /// Of a log, how many are left before the end that it had at the start.
+    pub(crate) before_end: Option<u64>,
+}
 
 /// What is known of the source's end.
 pub(super) struct Quiet {
@@ -55,15 +63,29 @@ impl Copy<'_> {
         if for_empty || for_progress {
             self.quiet.looked = Some(now);
             self.quiet.is_idle = for_empty;
-            self.look = Some(tokio::spawn((self.depth_of)()));
+            let is_silent = for_empty && now - self.quiet.since >= self.settings.quiet * self.settings.looks;
+            self.look = Some(tokio::spawn((self.depth_of)(is_silent)));
         }
     }
 
     /// The source has said how much it holds.
-    pub(super) fn on_depth(&mut self, depth: Result<Depth>, consumer: &Consumer) {
+    pub(super) fn on_depth(&mut self, look: Result<Look>, consumer: &Consumer) {
         let held = self.held.len() as u64;
-        let depth = match depth {
-            Ok(depth) => Some(depth),
+        let depth = match look {
+            // All is moved that was there at the start, whatever has come since.
+            Ok(Look { depth, before_end: Some(0) }) if self.settings.until_empty => {
+                self.quiet.depth = Some(depth.ready);
+                self.progress.set_depth(0);
+                if self.end.is_none() {
+                    self.finish(End::Empty { approximate: false });
+                }
+                return;
+            }
+            // Only these are waited for.
+            Ok(Look { depth, before_end: Some(before_end) }) if self.settings.until_empty => {
+                Some(Depth { ready: before_end, ..depth })
+            }
+            Ok(Look { depth, .. }) => Some(depth),
             // It will be asked again.
             Err(error) if error.retry() != Retry::Never => return,
             Err(_) => None,
@@ -104,7 +126,7 @@ impl Copy<'_> {
     }
 }
 
-pub(super) async fn answer(look: &mut Option<JoinHandle<Result<Depth>>>) -> Result<Depth> {
+pub(super) async fn answer(look: &mut Option<JoinHandle<Result<Look>>>) -> Result<Look> {
     match look {
         Some(look) => look.await.unwrap_or_else(|error| {
             Err(Error::new(ErrorKind::Internal, "the look at the source failed")

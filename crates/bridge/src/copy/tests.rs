@@ -12,12 +12,15 @@ use super::*;
 use crate::filter::Filter;
 use crate::ledger::Ledger;
 
+mod ends;
+
 /// A bridge between scripted drivers, whose ledger is kept from run to run.
 struct Rig {
     source: Arc<ScriptedConsumer>,
     sink: Arc<ScriptedPublisher>,
     reject: Option<Arc<ScriptedPublisher>>,
     settings: Settings,
+    depth: DepthOf,
     folder: tempfile::TempDir,
 }
 
@@ -33,7 +36,8 @@ impl Rig {
         // Answers each message of a batch for itself, as RabbitMQ does.
         let capabilities = Capabilities { key_pipeline: KeyPipeline::Unsafe, ..MEMORY };
         let (source, sink) = (ScriptedConsumer::new(), ScriptedPublisher::with(capabilities, script));
-        Self { source, sink, reject: None, settings, folder: tempfile::tempdir().unwrap() }
+        let depth: DepthOf = Arc::new(|_| Box::pin(async { Ok(Look::default()) }));
+        Self { source, sink, reject: None, settings, depth, folder: tempfile::tempdir().unwrap() }
     }
 
     fn rejecting(mut self, script: impl FnMut(&Outgoing) -> Reply + Send + 'static) -> Self {
@@ -67,9 +71,8 @@ impl Rig {
         let path = self.folder.path().join("ledger");
         let ledger = Ledger::open(Some(&path), "a".into(), "b".into(), 100).await.unwrap();
         let sinks = Sinks { sink: open(&self.sink), reject: self.reject.as_ref().map(open) };
-        let depth: DepthOf = Arc::new(|| Box::pin(async { Ok(Depth::default()) }));
         let mut consumer = Consumer::new(self.source.clone(), &address, ConsumeOptions::default());
-        let copy = Copy::new(&self.settings, sinks, depth, ledger.writer(), Progress::default());
+        let copy = Copy::new(&self.settings, sinks, self.depth.clone(), ledger.writer(), Progress::default());
         let outcome = copy.run(&mut consumer, shutdown).await;
         consumer.close().await.unwrap();
         ledger.end(false).await.unwrap();

@@ -19,6 +19,9 @@ use show::{Meter, line};
 /// How often progress is shown.
 const TICK: Duration = Duration::from_millis(200);
 
+/// So long each end may take to close.
+const CLOSING: Duration = Duration::from_secs(10);
+
 pub(crate) async fn run(args: &BridgeArgs, console: &Console, paint: Paint) -> Result<Exit, Failure> {
     let stop = Stop::listen()?;
     let from = connect(&args.from, "bridge").await?;
@@ -63,10 +66,13 @@ pub(crate) async fn run(args: &BridgeArgs, console: &Console, paint: Paint) -> R
     )
 }
 
+/// A broker that blocks its publishers (RabbitMQ, short of memory or disk) answers a close neither: it is not waited for.
 async fn close(buses: [Option<&Bus>; 3], console: &Console) {
     for bus in buses.into_iter().flatten() {
-        if let Err(error) = bus.close().await {
-            console.warn(&error.to_string());
+        match tokio::time::timeout(CLOSING, bus.close()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => console.warn(&error.to_string()),
+            Err(_) => console.warn(&format!("{} did not close within {CLOSING:?}", bus.address())),
         }
     }
 }

@@ -144,7 +144,7 @@ pub(crate) fn report(report: &Report, paint: Paint) -> String {
         verified(&mut row, verification, paint);
     }
     let style = if report.end.is_success() { GREEN } else { RED };
-    row("end", paint.apply(style, ending(&report.end)));
+    row("end", paint.apply(style, ending(report)));
     for warning in &report.warnings {
         row("warning", paint.apply(YELLOW, visible_line(warning)));
     }
@@ -239,8 +239,11 @@ fn reasons(rejected: &[Rejected]) -> BTreeMap<(&str, &str), (u64, &str)> {
     reasons
 }
 
-fn ending(end: &End) -> &'static str {
-    match end {
+fn ending(report: &Report) -> &'static str {
+    match &report.end {
+        End::Empty { approximate: false } if report.depth.unwrap_or(0) > report.left => {
+            "all is moved that was there at the start; more has come since"
+        }
         End::Empty { approximate: false } => "the source is empty",
         End::Empty { approximate: true } => "the source is empty, as far as its broker can tell",
         End::Max => "as many as --max allows",

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use rdkafka::admin::{NewTopic, TopicReplication};
 use rdkafka::consumer::{CommitMode, Consumer};
-use rdkafka::error::RDKafkaErrorCode as Code;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::Message as _;
 use rdkafka::{Offset, TopicPartitionList};
-use throughline_core::driver::{Delivery, Depth, Pieces};
+use throughline_core::driver::{Delivery, Depth, LogEnd, Pieces};
 use throughline_core::{Error, ErrorKind, Result, Retry, Timestamp};
 
 use crate::cluster::Cluster;
@@ -224,6 +224,29 @@ pub(crate) async fn depth(cluster: Cluster, destination: Destination) -> Result<
     .await
 }
 
+/// Where the partitions end now.
+pub(crate) async fn log_end(cluster: Cluster, destination: Destination) -> Result<LogEnd> {
+    blocking(move || {
+        let reader = Reader::new(&cluster, destination.maybe_group())?;
+        let ends = spans(&reader, &destination)?.into_iter().map(|span| (span.partition, span.to));
+        Ok(LogEnd { positions: ends.collect() })
+    })
+    .await
+}
+
+/// The group's lag up to this end.
+pub(crate) async fn depth_before(cluster: Cluster, destination: Destination, end: LogEnd) -> Result<u64> {
+    blocking(move || {
+        let reader = Reader::new(&cluster, destination.maybe_group())?;
+        let before = spans(&reader, &destination)?.into_iter().map(|span| {
+            let to = end.positions.get(&span.partition).copied().unwrap_or(0);
+            Span { to, ..span }.len()
+        });
+        Ok(before.sum())
+    })
+    .await
+}
+
 /// With a group, moves its position to the end; other groups keep the messages. Without one, deletes the records.
 pub(crate) async fn purge(cluster: &Cluster, destination: &Destination) -> Result<u64> {
     let (to_read, whose) = (cluster.clone(), destination.clone());
@@ -304,15 +327,16 @@ fn read(
     reader.client.assign(&begin).map_err(error::map)?;
     let mut open = spans;
     let (mut seen, mut memory) = (0, Memory::default());
-    // The last offset of a partition can be a transaction's marker, which is not delivered.
+    // Against brokers that say nothing. The end of a partition is told, also where its last offset is a transaction's marker.
     let mut deadline = Instant::now() + reader.timeout;
     while seen < max && !open.is_empty() && Instant::now() < deadline {
         let message = match reader.client.poll(Duration::from_millis(200)) {
-            None => {
-                open.retain(|span| !is_read(reader, &topic, span));
+            None => continue,
+            Some(Ok(message)) => message,
+            Some(Err(KafkaError::PartitionEOF(partition))) => {
+                open.retain(|span| span.partition != partition);
                 continue;
             }
-            Some(Ok(message)) => message,
             Some(Err(failed)) => {
                 let error = error::map(failed);
                 if error.retry() == Retry::Never && error.kind() != ErrorKind::Internal {
@@ -334,11 +358,4 @@ fn read(
         open.retain(|span| span.partition != partition || offset + 1 < span.to);
     }
     Ok(())
-}
-
-/// Whether all of a partition has been read, whatever of it was delivered.
-fn is_read(reader: &Reader, topic: &str, span: &Span) -> bool {
-    let position = reader.client.position().ok();
-    let position = position.as_ref().and_then(|list| list.find_partition(topic, span.partition));
-    matches!(position.map(|element| element.offset()), Some(Offset::Offset(at)) if at >= span.to)
 }

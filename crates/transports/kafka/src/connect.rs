@@ -94,6 +94,8 @@ impl Reader {
                 ("enable.auto.commit", "false"),
                 ("enable.auto.offset.store", "false"),
                 ("auto.offset.reset", "earliest"),
+                // Tells the end of what can be read, where the last offsets are marks of transactions.
+                ("enable.partition.eof", "true"),
             ],
         );
         if let Some(group) = group {

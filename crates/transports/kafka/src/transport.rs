@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use throughline_core::driver::{self, Connecting, Depth, Pieces};
+use throughline_core::driver::{self, Connecting, Depth, LogEnd, Pieces};
 use throughline_core::{
     Address, Capabilities, ConsumeOptions, DiagnoseOptions, Diagnosis, Result, capabilities,
 };
@@ -82,6 +82,16 @@ impl driver::Transport for Transport {
     async fn depth(&self, address: &Address) -> Result<Depth> {
         let (cluster, destination) = self.resolve(address)?;
         admin::depth(cluster, destination).await
+    }
+
+    async fn log_end(&self, address: &Address) -> Result<Option<LogEnd>> {
+        let (cluster, destination) = self.resolve(address)?;
+        admin::log_end(cluster, destination).await.map(Some)
+    }
+
+    async fn depth_before(&self, address: &Address, end: &LogEnd) -> Result<u64> {
+        let (cluster, destination) = self.resolve(address)?;
+        admin::depth_before(cluster, destination, end.clone()).await
     }
 
     async fn browse_into(&self, address: &Address, max: NonZeroUsize, pieces: Pieces) -> Result<()> {

@@ -1,19 +1,21 @@
 //! Creating, deleting, purging, counting and browsing, each on a channel of its own: a refusal closes it.
 
 use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
 
 use lapin::options::{
-    BasicGetOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions,
-    QueueDeleteOptions, QueuePurgeOptions,
+    BasicGetOptions, BasicNackOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions,
+    QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{Channel, ExchangeKind, Queue};
+use lapin::{Channel, ExchangeKind};
 use throughline_core::driver::{Depth, Pieces};
 use throughline_core::{ErrorKind, Result, Timestamp};
 
 use crate::config::{Destination, bad};
 use crate::connect::{answer, close_channel};
 use crate::delay::{TIERS, Target};
+use crate::error::map;
 use crate::message::deliver;
 use crate::publisher::{check, missing};
 use crate::transport::Shared;
@@ -23,6 +25,11 @@ use crate::transport::Shared;
 /// is one (<https://www.rabbitmq.com/docs/quorum-queues#repeated-requeues>). `-1`, which means none since 4.0, makes 3.x
 /// drop a message at its first return (seen with 3.10).
 pub(crate) const NO_DELIVERY_LIMIT: i64 = 1_000_000_000;
+
+/// So many browsed messages are given back at once: half of what a channel sends to a quorum queue before it waits.
+const GIVEN_BACK: usize = 16;
+/// How long it may take until they are ready again.
+const GIVING_BACK: Duration = Duration::from_millis(500);
 
 /// Runs requests on a channel that is closed afterwards.
 macro_rules! on_channel {
@@ -243,15 +250,12 @@ pub(crate) async fn purge(shared: &Shared, destination: &Destination) -> Result<
 /// Counts what is ready; the broker does not say by AMQP how much is unsettled.
 pub(crate) async fn depth(shared: &Shared, destination: &Destination) -> Result<Depth> {
     let queue = destination.source()?;
-    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    let declared: Result<Queue> = on_channel!(shared, channel => {
-        answer(channel.queue_declare(queue, passive, FieldTable::default())).await
-    });
-    let declared = declared.map_err(|error| missing(error, destination))?;
-    Ok(Depth { ready: declared.message_count().into(), unsettled: None, delayed: None })
+    let counted: Result<usize> = on_channel!(shared, channel => ready(&channel, &queue).await);
+    let ready = counted.map_err(|error| missing(error, destination))? as u64;
+    Ok(Depth { ready, unsettled: None, delayed: None })
 }
 
-/// Takes messages off the queue, and puts them back by closing the channel: their delivery counts rise.
+/// Takes messages off the queue, and gives them back: their delivery counts rise.
 pub(crate) async fn browse(
     shared: &Shared,
     destination: &Destination,
@@ -259,17 +263,65 @@ pub(crate) async fn browse(
     mut pieces: Pieces,
 ) -> Result<()> {
     let queue = destination.source()?;
-    let read: Result<()> =
-        on_channel!(shared, channel => read(&channel, &queue, max.get(), &mut pieces).await);
+    let read: Result<()> = on_channel!(shared, channel => {
+        let mut taken = Vec::new();
+        let read = read(&channel, &queue, max.get(), &mut taken, &mut pieces).await;
+        // Whatever its order, the broker gives back what is left.
+        if let Err(error) = give_back(&channel, &queue, &taken).await {
+            tracing::debug!(%error, "browsed messages are given back with their channel");
+        }
+        read
+    });
     read.map_err(|error| missing(error, destination))?;
     pieces.finish().await;
     Ok(())
 }
 
-async fn read(channel: &Channel, queue: &ShortString, max: usize, pieces: &mut Pieces) -> Result<()> {
+/// In their order, a few at a time. To a quorum queue each get is a consumer of its own, and of what is given back at once,
+/// or with the channel, it goes by the consumers' names: the tenth before the second.
+async fn give_back(channel: &Channel, queue: &ShortString, taken: &[u64]) -> Result<()> {
+    let requeue = BasicNackOptions { multiple: false, requeue: true };
+    let mut is_alone = true;
+    for tags in taken.chunks(GIVEN_BACK) {
+        let before = if is_alone { ready(channel, queue).await? } else { 0 };
+        for tag in tags {
+            channel.basic_nack(*tag, requeue).await.map_err(map)?;
+        }
+        // Others who consume meanwhile have them: there is no order to wait for.
+        is_alone = is_alone && is_back(channel, queue, before + tags.len()).await?;
+    }
+    Ok(())
+}
+
+/// Whether so many become ready soon.
+async fn is_back(channel: &Channel, queue: &ShortString, count: usize) -> Result<bool> {
+    let deadline = Instant::now() + GIVING_BACK;
+    while ready(channel, queue).await? < count {
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    Ok(true)
+}
+
+async fn ready(channel: &Channel, queue: &ShortString) -> Result<usize> {
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let declared = answer(channel.queue_declare(queue.clone(), passive, FieldTable::default())).await?;
+    Ok(usize::try_from(declared.message_count()).unwrap_or(usize::MAX))
+}
+
+async fn read(
+    channel: &Channel,
+    queue: &ShortString,
+    max: usize,
+    taken: &mut Vec<u64>,
+    pieces: &mut Pieces,
+) -> Result<()> {
     for _ in 0..max {
         let got = answer(channel.basic_get(queue.clone(), BasicGetOptions::default())).await?;
         let Some(message) = got else { break };
+        taken.push(message.delivery.delivery_tag);
         // Epoch 0: no consumer's, so that it cannot be settled.
         if !pieces.add(deliver(message.delivery, 0, Timestamp::now())).await {
             break;

@@ -93,8 +93,8 @@ fn classify(error: &lapin::Error) -> (ErrorKind, Retry, String) {
             (ErrorKind::Closed, Retry::Never, "the runtime is shutting down".into())
         }
         Lapin::ChannelsLimitReached => (
-            ErrorKind::Refused,
-            Retry::Never,
+            ErrorKind::Throttled,
+            Retry::Safe,
             "no more channels on this connection (the broker's channel_max)".into(),
         ),
         Lapin::InvalidProtocolVersion(_) => {

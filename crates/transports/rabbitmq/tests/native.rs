@@ -9,6 +9,8 @@
 
 #[path = "native/admin.rs"]
 mod admin;
+#[path = "native/channels.rs"]
+mod channels;
 #[path = "native/connecting.rs"]
 mod connecting;
 #[path = "native/consuming.rs"]

@@ -31,7 +31,7 @@ pub struct Sqlite {
 impl Sqlite {
     /// Looks at the file that an address names, if it is there; one that is not is made on its first use.
     ///
-    /// Errors: `InvalidAddress`; `NotFound` where its folder is not there; `PermissionDenied`, `Conflict` (not a database, another application's, made by a newer version), `Refused` (damaged),
+    /// Errors: `InvalidAddress`; `NotFound` where its folder is not there; `PermissionDenied`, `Conflict` (not a database, damaged, another application's, made by a newer version),
     /// `Unsupported` (on a network's file system).
     pub async fn open(address: &Address) -> Result<Arc<dyn Transport>> {
         let path = config::file(address)?;

@@ -15,7 +15,7 @@ pub(crate) fn sqlite(error: rusqlite::Error) -> Error {
             "the file is no SQLite database, or an encrypted one; it is left as it is: name another file",
         ),
         Some(ErrorCode::DatabaseCorrupt) => (
-            ErrorKind::Refused,
+            ErrorKind::Conflict,
             Retry::Never,
             "the database is damaged; stop all that use it and restore a backup, or save what can be read: \
              sqlite3 FILE .recover | sqlite3 NEW-FILE",
@@ -47,7 +47,7 @@ pub(crate) fn sqlite(error: rusqlite::Error) -> Error {
             (ErrorKind::LimitExceeded, Retry::Never, "the message is larger than SQLite takes in a row")
         }
         Some(ErrorCode::NoLargeFileSupport) => (
-            ErrorKind::Unsupported,
+            ErrorKind::Conflict,
             Retry::Never,
             "the file is larger than its file system's files can be; put it on another disk",
         ),

@@ -67,6 +67,31 @@ async fn depth_is_the_lag_of_the_group_and_a_purge_is_of_that_group_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_logs_end_stays_where_it_was_while_the_log_grows() {
+    let Some(rig) = Rig::new("a_logs_end_stays_where_it_was_while_the_log_grows").await else { return };
+    let topic = rig.topic("partitions=2").await;
+    let publisher = rig.publisher(&topic).await;
+    for n in 0..6 {
+        publisher.publish(keyed(&n.to_string(), n.to_string())).await.unwrap();
+    }
+    let end = rig.transport.log_end(&topic).await.unwrap().unwrap();
+    assert_eq!((end.positions.len(), end.positions.values().sum::<i64>()), (2, 6));
+    for n in 0..4 {
+        publisher.publish(keyed(&n.to_string(), "later")).await.unwrap();
+    }
+    assert_eq!(rig.transport.depth_before(&topic, &end).await.unwrap(), 6);
+    let mut consumer = rig.consumer(&topic).await;
+    for _ in 0..10 {
+        next(&mut consumer).await.ack().await.unwrap();
+    }
+    consumer.close().await.unwrap();
+    publisher.publish(message("last")).await.unwrap();
+    assert_eq!((rig.transport.depth_before(&topic, &end).await.unwrap(), rig.depth(&topic).await), (0, 1));
+    publisher.close().await.unwrap();
+    rig.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn browsing_shows_what_the_group_has_not_had_and_takes_nothing() {
     let Some(rig) = Rig::new("browsing_shows_what_the_group_has_not_had_and_takes_nothing").await else {
         return;

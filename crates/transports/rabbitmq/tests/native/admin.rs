@@ -71,6 +71,27 @@ async fn depth_browse_and_purge() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_browsed_is_given_back_in_its_order() {
+    let Some(rig) = Rig::new("what_was_browsed_is_given_back_in_its_order").await else { return };
+    for kind in ["quorum", "classic"] {
+        let queue = rig.queue(&format!("&queue_type={kind}")).await;
+        let publisher = rig.publisher(&queue).await;
+        for n in 0..120 {
+            publisher.publish(message(n.to_string())).await.unwrap();
+        }
+        rig.settles_at(&queue, 120).await;
+        for looked_at in [100, 120] {
+            let seen = rig.transport.browse(&queue, NonZeroUsize::new(looked_at).unwrap()).await.unwrap();
+            let bodies: Vec<_> = seen.iter().map(|seen| seen.envelope.payload.clone().unwrap()).collect();
+            assert_eq!(bodies, (0..looked_at).map(|n| n.to_string()).collect::<Vec<_>>(), "{kind}");
+            rig.settles_at(&queue, 120).await;
+        }
+        publisher.close().await.unwrap();
+    }
+    rig.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn delete_spares_what_others_use() {
     let Some(rig) = Rig::new("delete_spares_what_others_use").await else { return };
     let exchange = unique("native");

@@ -137,7 +137,7 @@ async fn a_damaged_file_is_told_as_such() {
     bytes[4096..].fill(0x5a);
     std::fs::write(rig.path(), bytes).unwrap();
     let error = refused(rig.address("queue=q")).await;
-    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert_eq!(error.kind(), ErrorKind::Conflict);
     assert!(error.to_string().contains(".recover"), "{error}");
 }
 
