@@ -10,10 +10,36 @@
 
 mod common;
 
+use std::process::{Child, Output};
 use std::time::Duration;
 
 use common::{Run, run, run_with_stdin, throughline};
 use serde_json::Value;
+
+/// A command that runs; ends with the test, whatever becomes of that.
+struct Running(Option<Child>);
+
+impl Running {
+    fn start(args: &[&str]) -> Self {
+        Self(Some(throughline(args).spawn().unwrap()))
+    }
+
+    /// Sends it a signal, and waits for its end.
+    fn end(mut self, signal: &str) -> Output {
+        let pid = self.0.as_ref().unwrap().id().to_string();
+        assert!(std::process::Command::new("kill").args([signal, &pid]).status().unwrap().success());
+        self.0.take().unwrap().wait_with_output().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
 
 struct Files(tempfile::TempDir);
 
@@ -60,13 +86,11 @@ impl Files {
 
     /// Mirrors until the ledger has so many, and then sends it a signal.
     fn mirror_until(&self, count: u64, signal: &str) -> Run {
-        let child = throughline(&["migrate", "mirror", "--state", &self.state()]).spawn().unwrap();
+        let child = Running::start(&["migrate", "mirror", "--state", &self.state()]);
         while self.json(&["status"])["ledgers"][0]["totals"]["moved"].as_u64().unwrap_or(0) < count {
             std::thread::sleep(Duration::from_millis(50));
         }
-        let pid = child.id().to_string();
-        assert!(std::process::Command::new("kill").args([signal, &pid]).status().unwrap().success());
-        let output = child.wait_with_output().unwrap();
+        let output = child.end(signal);
         let killed = Run { code: -1, stdout: String::new(), stderr: String::new() };
         if output.status.code().is_some() { output.into() } else { killed }
     }
@@ -151,15 +175,13 @@ fn an_interrupted_phase_is_not_done() {
     files.publish(&files.old(), "1\n");
     files.mirror_until(1, "-INT");
     let state = files.state();
-    let child = throughline(&["migrate", "cut-over", "--state", &state, "--quiet", "1h"]).spawn().unwrap();
+    let child = Running::start(&["migrate", "cut-over", "--state", &state, "--quiet", "1h"]);
     while !files.json(&["status"])["is_running"].as_bool().unwrap() {
         std::thread::sleep(Duration::from_millis(50));
     }
     let other = files.migrate(&["cut-over"]);
     assert!(other.code == 1 && other.stderr.contains("another process"), "{other:?}");
-    let pid = child.id().to_string();
-    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
-    let ended: Run = child.wait_with_output().unwrap().into();
+    let ended: Run = child.end("-INT").into();
     assert!(ended.code == 130 && ended.stdout.contains("not done"), "{ended:?}");
     assert_eq!(files.json(&["cut-over", "--quiet", "100ms"])["is_done"], true);
 }

@@ -32,9 +32,17 @@ pub(super) type RunId = i64;
 pub(super) struct File {
     connection: Connection,
     tables: Tables,
-    /// What was sent is kept, and how much was added since the oldest was forgotten.
-    shared: bool,
-    remembered: i64,
+    memory: Memory,
+}
+
+/// What a shared ledger remembers of what was sent.
+struct Memory {
+    /// Else what was sent is forgotten with the run.
+    is_kept: bool,
+    /// How many were added since the oldest were forgotten.
+    added: i64,
+    at_least: i64,
+    more: i64,
 }
 
 /// The two tables of identities.
@@ -116,9 +124,10 @@ impl File {
         let run = transaction.last_insert_rowid();
         transaction.commit().map_err(told)?;
         // Whatever the runs before have left is looked at soon.
-        let remembered = REMEMBERED.1;
+        let (at_least, more) = REMEMBERED;
+        let memory = Memory { is_kept: shared, added: more, at_least, more };
         let tables = Tables { filling, filled, has_older, generation: GENERATION };
-        let file = Self { connection, tables, shared, remembered };
+        let file = Self { connection, tables, memory };
         Ok((file, run, before))
     }
 
@@ -175,13 +184,17 @@ impl File {
 
     pub(super) fn begin(&mut self) -> Result<Begun<'_>> {
         let transaction = self.connection.transaction().map_err(|error| of(error, None))?;
-        let remembered = &mut self.remembered;
-        Ok(Begun { transaction, tables: &mut self.tables, shared: self.shared, remembered })
+        Ok(Begun { transaction, tables: &mut self.tables, memory: &mut self.memory })
     }
 
     #[cfg(test)]
     pub(super) fn set_generation(&mut self, generation: i64) {
         self.tables.generation = generation;
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_memory(&mut self, at_least: i64, more: i64) {
+        (self.memory.at_least, self.memory.more) = (at_least, more);
     }
 }
 
@@ -215,8 +228,7 @@ fn before(connection: &Connection) -> rusqlite::Result<Before> {
 pub(super) struct Begun<'a> {
     transaction: Transaction<'a>,
     tables: &'a mut Tables,
-    shared: bool,
-    remembered: &'a mut i64,
+    memory: &'a mut Memory,
 }
 
 impl Begun<'_> {
@@ -262,7 +274,7 @@ impl Begun<'_> {
                 }
                 if let Some(sent) = &entry.sent {
                     sent::note(&self.transaction, run, sent)?;
-                    *self.remembered += 1;
+                    self.memory.added += 1;
                 }
                 if let Some(Rejected { id, message_type, class, reason, .. }) = &entry.rejected {
                     reject.execute(params![now.as_millis(), id, message_type, class, reason])?;
@@ -287,11 +299,11 @@ impl Begun<'_> {
                     count(totals.deduplicated),
                 ])?;
         }
-        if self.shared && *self.remembered >= REMEMBERED.1 {
-            *self.remembered = 0;
+        if self.memory.is_kept && self.memory.added >= self.memory.more {
+            self.memory.added = 0;
             self.transaction.execute(
                 "DELETE FROM sent WHERE number <= (SELECT number FROM sent ORDER BY number DESC LIMIT 1 OFFSET ?1)",
-                [REMEMBERED.0],
+                [self.memory.at_least],
             )?;
         }
         self.tables.filled += added;
@@ -347,7 +359,7 @@ impl Begun<'_> {
         if settled {
             self.empty(0)?;
             self.empty(1)?;
-            if !self.shared {
+            if !self.memory.is_kept {
                 self.transaction.execute("DELETE FROM sent", [])?;
             }
             self.tables.filled = 0;

@@ -120,6 +120,33 @@ async fn the_file_stays_small_and_the_latest_are_remembered() {
     assert!(known[20..].iter().all(|known| *known), "{known:?}");
 }
 
+#[test]
+fn what_was_sent_is_remembered_up_to_a_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger");
+    let (mut file, run, _) = File::open(Some(&path), "a", "b", 1, true).unwrap();
+    file.set_memory(10, 4);
+    let one = Totals { moved: 1, ..Totals::default() };
+    for place in 0..35 {
+        let sent = Sent::new(Became::Sent, place, &Envelope::builder("x").id(place.to_string()).build());
+        let entry = Entry { identity: None, rejected: None, sent: Some(sent) };
+        let mut begun = file.begin().unwrap();
+        begun.note(run, &[entry], &one, Timestamp::now()).unwrap();
+        begun.commit().unwrap();
+        let known = remembered(&path).unwrap();
+        assert!((place.min(9) + 1..=14).contains(&known.count) && known.moved == place + 1, "{known:?}");
+    }
+    let known = remembered(&path).unwrap();
+    let mut ids = Vec::new();
+    let mut after = 0;
+    while let Some((last, _)) = page(&path, after).unwrap().last() {
+        ids.extend(page(&path, after).unwrap().into_iter().map(|(_, sent)| sent.row.id));
+        after = *last;
+    }
+    let latest: Vec<_> = (35 - known.count..35).map(|place| place.to_string()).collect();
+    assert_eq!(ids, latest);
+}
+
 #[tokio::test]
 async fn a_rejected_message_is_listed_with_its_reason() {
     let ledger = Ledger::open(None, "a".into(), "b".into(), 1).await.unwrap();

@@ -179,7 +179,7 @@ pub(crate) fn end(report: &Report, refused: &str) -> Result<Exit, Failure> {
             Exit::Failed,
             format!("{} messages that the filter does not take are held, and no more may be", report.left),
         )
-        .hint("they are given back; --hold takes more, --rest skip acknowledges them")),
+        .hint("they are given back; --hold takes more (`bridge --rest skip` acknowledges them)")),
         End::Starved { ready } => Err(Failure::new(
             Exit::Failed,
             format!("the source says that it holds {ready} messages, and gives none"),

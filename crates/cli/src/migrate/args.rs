@@ -92,6 +92,9 @@ pub(crate) struct PaceArgs {
     /// So many on their way at once; a kill can make so many duplicates at most
     #[arg(long, value_name = "N", default_value = "1000")]
     pub(crate) in_flight: NonZeroUsize,
+    /// With --filter of `start`: hold so many of the others at most; then it ends
+    #[arg(long, value_name = "N", default_value = "1000")]
+    pub(crate) hold: NonZeroUsize,
     /// Keep many messages of a key on their way also where a later one could overtake one that is nacked
     #[arg(long)]
     pub(crate) pipelined: bool,

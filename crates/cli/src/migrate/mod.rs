@@ -91,9 +91,9 @@ async fn start(args: &StartArgs) -> Result<Exit, Failure> {
 }
 
 fn open(args: &StateArgs, pace: &PaceArgs) -> Result<(Migration, Stop), Failure> {
-    let (rate, in_flight, pipelined, patience) = (pace.rate, pace.in_flight, pace.pipelined, pace.patience);
+    let &PaceArgs { rate, in_flight, hold, pipelined, patience } = pace;
     let migration = Migration::open(&args.state)?.bridge(move |mut bridge| {
-        bridge = bridge.in_flight(in_flight.get());
+        bridge = bridge.in_flight(in_flight.get()).hold(hold.get());
         if let Some(rate) = rate {
             bridge = bridge.rate(rate);
         }
