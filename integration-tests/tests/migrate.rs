@@ -37,7 +37,7 @@ async fn made(address: &str) -> Bus {
 }
 
 async fn ready(bus: &Bus) -> u64 {
-    bus.depth("").await.map_or(0, |depth| depth.ready)
+    bus.depth("").await.unwrap().ready
 }
 
 fn message(id: u64) -> Envelope {

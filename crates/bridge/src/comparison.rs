@@ -17,7 +17,7 @@ use throughline::{Bus, Result};
 use crate::filter::Filter;
 use crate::map::Map;
 pub(crate) use pairing::Pairing;
-pub(crate) use row::{Expiry, Row};
+pub(crate) use row::{Expiry, Half, Row};
 pub(crate) use store::Place;
 
 /// So many messages are read of each side, where nothing else is said.

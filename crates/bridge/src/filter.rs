@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use throughline::{Envelope, Error, ErrorKind, HeaderValue};
 
+use crate::comparison::{Expiry, Half, Row};
+
 /// Which messages the bridge takes: one of the types, where any is named, and every header that is named.
 ///
 /// As text, one condition a time: `type=campaign.sync_report`, `header:tenant=5000`.
@@ -23,9 +25,12 @@ use throughline::{Envelope, Error, ErrorKind, HeaderValue};
 pub struct Filter {
     types: Vec<String>,
     headers: Vec<(String, String)>,
-    /// The ids of messages that are not taken.
-    except: Option<Arc<HashSet<String>>>,
+    /// Messages that are not taken.
+    except: Option<Arc<HashSet<Copied>>>,
 }
+
+/// A message by its id and a digest of its content.
+pub(crate) type Copied = (String, Half);
 
 /// What becomes of messages that the [`Filter`] does not take. Either way they are counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,9 +65,9 @@ impl Filter {
         self
     }
 
-    /// Takes none of these, by id.
-    pub(crate) fn except(mut self, ids: HashSet<String>) -> Self {
-        self.except = Some(Arc::new(ids));
+    /// Takes none of these. One with the id of one and another content is a stranger, and taken.
+    pub(crate) fn except(mut self, copies: HashSet<Copied>) -> Self {
+        self.except = Some(Arc::new(copies));
         self
     }
 
@@ -78,7 +83,10 @@ impl Filter {
                 .headers
                 .iter()
                 .all(|(name, wanted)| envelope.headers.get_all(name).any(|value| is(value, wanted)))
-            && self.except.as_ref().is_none_or(|ids| !ids.contains(&envelope.id))
+            && self.except.as_ref().is_none_or(|copies| {
+                let row = Row::of(envelope, Expiry::Exact);
+                !copies.contains(&(row.id, row.content))
+            })
     }
 
     /// Whether it takes everything.

@@ -15,6 +15,7 @@ use std::thread::JoinHandle;
 use throughline::{Error, ErrorKind, Result, Timestamp};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::filter::Copied;
 use crate::identity::Identity;
 use crate::report::{Rejected, Totals};
 use crate::verify::Sent;
@@ -71,9 +72,9 @@ pub(crate) fn page(path: &Path, after: i64) -> Result<Page> {
     File::page(path, after)
 }
 
-/// The ids of what a shared ledger remembers as sent; `None` where it no longer remembers all.
-pub(crate) fn sent_ids(path: &Path) -> Result<Option<HashSet<String>>> {
-    File::sent_ids(path)
+/// What a shared ledger remembers as sent; `None` where it no longer remembers all.
+pub(crate) fn all_sent(path: &Path) -> Result<Option<HashSet<Copied>>> {
+    File::all_sent(path)
 }
 
 enum Command {

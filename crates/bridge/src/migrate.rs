@@ -26,10 +26,11 @@
 //! new place fills with copies of what they handle. At the cut-over it has to be said what becomes of these:
 //!
 //! - [`Copies::Purge`]: they were a rehearsal. They are deleted *before* producers change, and never if the new place
-//!   holds anything else. Then consumers stop at the old place and start at the new one, producers change, and the drain
-//!   moves what the old consumers have left.
+//!   holds anything else; not on SQS, which goes on deleting for a minute. Then consumers stop at the old place and start at
+//!   the new one, producers change, and the drain moves what the old consumers have left.
 //! - [`Copies::Keep`]: they are the history of a log. Producers change, and the cut-over waits until the tap is empty and
-//!   quiet. What the old consumers have left is among the copies, and is not moved again: the drain empties the tap.
+//!   quiet. What the old consumers have left is among the copies, as far as it came after the tap was made, and is not moved
+//!   again: the drain empties the tap.
 //!
 //! # What is not promised
 //!
@@ -41,8 +42,9 @@
 //! # The way back
 //!
 //! A bridge from the new place to the old one, with a ledger of its own and the inverse renames; renames that cannot be
-//! undone need rules of their own ([`RollBack::map`]). Copies that a tap has made are not moved back: before the cut-over
-//! nothing is, and after one that kept them the ledger tells them from what producers have put there. An old place that is a
+//! undone need rules of their own ([`RollBack::map`]). It moves all that is there, also what others have put there. Copies that
+//! a tap has made are not moved back: before the cut-over nothing is, and after one that kept them the ledger tells them,
+//! by id and content, from what producers have put there; from a queue they are then gone. An old place that is a
 //! topic publishes what comes back to all its subscribers; [`RollBack::to`] names the queue alone, where one can be published to.
 //! What a killed phase had in flight may be at both places, and then comes back to where it is: the ledger's `killed_in_flight` says
 //! how many at most.

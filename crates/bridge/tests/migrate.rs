@@ -67,11 +67,12 @@ impl World {
         bus.close().await.unwrap();
     }
 
+    /// How many messages are there, those that somebody works on as well.
     async fn depth(&self, of: &str) -> u64 {
         let bus = Bus::connect(of).await.unwrap();
-        let depth = bus.depth("").await.unwrap().ready;
+        let depth = bus.depth("").await.unwrap();
         bus.close().await.unwrap();
-        depth
+        depth.ready + depth.unsettled.unwrap_or(0)
     }
 }
 
@@ -118,9 +119,7 @@ impl Producer {
 
     async fn has_sent(&self, more: u64) {
         let wanted = self.sent() + more;
-        while self.sent() < wanted {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        until(async || self.sent() >= wanted).await;
     }
 
     async fn switch(&self, to: &str) {
@@ -169,6 +168,14 @@ impl Worker {
     }
 }
 
+async fn until(is_so: impl AsyncFn() -> bool) {
+    let end = std::time::Instant::now() + Duration::from_secs(60);
+    while !is_so().await {
+        assert!(std::time::Instant::now() < end, "it does not come to it");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// Runs the mirror while something else is done.
 async fn mirror_while(mut migration: Migration, work: impl Future<Output = ()>) -> Migration {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -211,9 +218,7 @@ async fn a_workload_is_forwarded_cut_over_and_drained_while_it_works() {
     let drained = migration.drain(QUIET, pending()).await.unwrap();
     assert!(drained.is_done && drained.report.unwrap().totals.moved == 1);
     assert_eq!((world.depth(&world.old()).await, migration.state().next()), (0, None));
-    while world.depth(&world.new_place()).await > 0 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until(async || world.depth(&world.new_place()).await == 0).await;
     each_once(&[worker.stop().await], u64::from(late) + 1);
 
     // Each again says that it is done, or finds nothing.
@@ -232,9 +237,7 @@ async fn a_tap_rehearses_is_purged_and_the_backlog_is_drained_while_it_works() {
     let new_place = world.new_place();
     let mut migration = mirror_while(migration, async {
         producer.has_sent(50).await;
-        while world.depth(&new_place).await < 40 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        until(async || world.depth(&new_place).await >= 40).await;
         // It can be looked at while it runs.
         let compared = Migration::open(world.state()).unwrap().compare(MOST, false).await.unwrap();
         assert_eq!(compared.agreement(), Agreement::Equal, "{compared:?}");
@@ -259,9 +262,7 @@ async fn a_tap_rehearses_is_purged_and_the_backlog_is_drained_while_it_works() {
     assert!(drained.is_done && drained.report.as_ref().unwrap().totals.moved >= 20, "{drained:?}");
     assert_eq!(world.depth(&world.old()).await, 0);
     let sent = producer.stop().await;
-    while world.depth(&new_place).await > 0 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until(async || world.depth(&new_place).await == 0).await;
     each_once(&[had_old, worker.stop().await], sent);
 }
 
@@ -276,14 +277,10 @@ async fn copies_that_are_kept_are_the_whole_history() {
     assert!(migration.cut_over(Some(Copies::Keep), QUIET, pending()).await.unwrap().is_done);
     assert!(migration.drain(QUIET, pending()).await.unwrap().is_done);
     let sent = producer.stop().await;
-    while world.depth(&world.old()).await > 0 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until(async || world.depth(&world.old()).await == 0).await;
     let had = old_worker.stop().await;
     let log = Worker::start(world.new_place());
-    while world.depth(&world.new_place()).await > 0 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until(async || world.depth(&world.new_place()).await == 0).await;
     let log = log.stop().await;
     assert!(had.len() >= 30 && had.keys().all(|id| log[id] == 1), "what the old ones had is there, too");
     each_once(&[log], sent);
@@ -307,9 +304,7 @@ async fn what_is_no_copy_is_never_purged() {
 /// Runs the mirror until so many are at the new place.
 async fn mirror_until(world: &World, migration: Migration, count: u64) -> Migration {
     mirror_while(migration, async {
-        while world.depth(&world.new_place()).await < count {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        until(async || world.depth(&world.new_place()).await >= count).await;
     })
     .await
 }
@@ -501,9 +496,7 @@ async fn one_phase_runs_at_a_time_and_an_interrupted_one_goes_on() {
     let migration = world.start(false).await;
     world.publish(&world.old(), 0..5).await;
     let mut migration = mirror_while(migration, async {
-        while world.depth(&world.new_place()).await < 5 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        until(async || world.depth(&world.new_place()).await >= 5).await;
         let mut other = Migration::open(world.state()).unwrap();
         let error = other.cut_over(None, QUIET, pending()).await.unwrap_err();
         assert!(error.to_string().contains("another process runs a phase"), "{error}");

@@ -87,12 +87,18 @@ impl Files {
     /// Mirrors until the ledger has so many, and then sends it a signal.
     fn mirror_until(&self, count: u64, signal: &str) -> Run {
         let child = Running::start(&["migrate", "mirror", "--state", &self.state()]);
-        while self.json(&["status"])["ledgers"][0]["totals"]["moved"].as_u64().unwrap_or(0) < count {
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        until(|| self.json(&["status"])["ledgers"][0]["totals"]["moved"].as_u64().unwrap_or(0) >= count);
         let output = child.end(signal);
         let killed = Run { code: -1, stdout: String::new(), stderr: String::new() };
         if output.status.code().is_some() { output.into() } else { killed }
+    }
+}
+
+fn until(is_so: impl Fn() -> bool) {
+    let end = std::time::Instant::now() + Duration::from_secs(60);
+    while !is_so() {
+        assert!(std::time::Instant::now() < end, "it does not come to it");
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
@@ -176,9 +182,7 @@ fn an_interrupted_phase_is_not_done() {
     files.mirror_until(1, "-INT");
     let state = files.state();
     let child = Running::start(&["migrate", "cut-over", "--state", &state, "--quiet", "1h"]);
-    while !files.json(&["status"])["is_running"].as_bool().unwrap() {
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    until(|| files.json(&["status"])["is_running"].as_bool().unwrap());
     let other = files.migrate(&["cut-over"]);
     assert!(other.code == 1 && other.stderr.contains("another process"), "{other:?}");
     let ended: Run = child.end("-INT").into();

@@ -139,7 +139,7 @@ impl<R> All<R> {
     }
 }
 
-fn no_answer() -> Error {
+pub(crate) fn no_answer() -> Error {
     Error::new(ErrorKind::Closed, "closed before there was an answer").with_retry(Retry::Uncertain)
 }
 

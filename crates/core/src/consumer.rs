@@ -16,8 +16,9 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::address::Address;
+use crate::answer::no_answer;
 use crate::capabilities::{Capabilities, Level, SettleMeaning};
-use crate::delivery::{Delivery, stale};
+use crate::delivery::Delivery;
 use crate::driver::{self, Settlement, Token};
 use crate::error::{Error, ErrorKind, Result, Retry};
 use crate::lease::Leases;
@@ -413,7 +414,7 @@ impl Shared {
         let started = Instant::now();
         let mut results = self.queue.unless_closed(|| self.driver.ack_now(tokens)).unwrap_or_default();
         // Once it is closed, there is none.
-        results.resize_with(tokens.len(), || Err(stale()));
+        results.resize_with(tokens.len(), || Err(no_answer()));
         for result in &mut results {
             if let Err(error) = result {
                 *error = error.clone().at("settle", &self.address);
@@ -431,6 +432,10 @@ impl Shared {
         self.unsettled.fetch_sub(count, Ordering::AcqRel);
         self.room.add_permits(count);
         self.settled.notify_waiters();
+        // It waits for settlements, of which this was the last.
+        if self.phase() == Phase::Abandoned && self.unsettled.load(Ordering::Acquire) == 0 {
+            self.queue.wake();
+        }
     }
 
     /// Waits until there is room, and takes as many places as one call may fill. None once stopped.

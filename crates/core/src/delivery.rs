@@ -555,7 +555,7 @@ fn retry_reason(last: &Failure) -> impl Iterator<Item = KeyValue> {
     std::iter::once(KeyValue::new(attribute::RETRY_REASON, last.error.clone())).chain(dependency)
 }
 
-pub(crate) fn stale() -> Error {
+fn stale() -> Error {
     Error::new(
         ErrorKind::Stale,
         "the delivery is no longer ours: its connection or lease was lost, and it will be delivered again",

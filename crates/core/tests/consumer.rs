@@ -198,30 +198,42 @@ async fn close_releases_the_unread_and_writes_what_was_acked() {
     assert_eq!(driver.closed(), 1);
 }
 
+/// One that settles by its task, and one that acks in the thread of who asks.
+fn both() -> [Arc<ScriptedConsumer>; 2] {
+    let at_once = ScriptedConsumer::new();
+    at_once.set_acks_now();
+    [ScriptedConsumer::new(), at_once]
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_dropped_consumer_releases_the_unread_and_closes_when_the_rest_is_settled() {
-    let driver = ScriptedConsumer::new();
-    let mut consumer = open(&driver, ConsumeOptions::default());
-    for n in 0..2 {
-        driver.feed(Envelope::new(n.to_string()));
+    for driver in both() {
+        let mut consumer = open(&driver, ConsumeOptions::default());
+        for n in 0..2 {
+            driver.feed(Envelope::new(n.to_string()));
+        }
+        let held = next(&mut consumer).await;
+        drop(consumer);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!((driver.settled().concat(), driver.closed()), (vec![(2, "release")], 0));
+        held.ack().await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!((driver.settled().concat(), driver.closed()), (vec![(2, "release"), (1, "ack")], 1));
     }
-    let held = next(&mut consumer).await;
-    drop(consumer);
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!((driver.settled().concat(), driver.closed()), (vec![(2, "release")], 0));
-    held.ack().await.unwrap();
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!((driver.settled().concat(), driver.closed()), (vec![(2, "release"), (1, "ack")], 1));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_delivery_held_over_the_close_is_told_so() {
-    let driver = ScriptedConsumer::new();
-    let mut consumer = open(&driver, ConsumeOptions::default());
-    driver.feed(Envelope::new("x"));
-    let held = next(&mut consumer).await;
-    consumer.close().await.unwrap();
-    assert_eq!(held.ack().await.unwrap_err().kind(), ErrorKind::Closed);
+    for driver in both() {
+        let mut consumer = open(&driver, ConsumeOptions::default());
+        driver.feed(Envelope::new("x"));
+        driver.feed(Envelope::new("y"));
+        let held = [next(&mut consumer).await, next(&mut consumer).await];
+        consumer.close().await.unwrap();
+        let [one, other] = held;
+        assert_eq!(one.ack().await.unwrap_err().kind(), ErrorKind::Closed);
+        assert_eq!(Delivery::ack_all([other]).await[0].as_ref().unwrap_err().kind(), ErrorKind::Closed);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -168,6 +168,7 @@ pub struct ScriptedConsumer {
     stopped: watch::Sender<bool>,
     closed: AtomicUsize,
     has_dead_letter: AtomicBool,
+    acks_now: AtomicBool,
 }
 
 impl ScriptedConsumer {
@@ -191,6 +192,7 @@ impl ScriptedConsumer {
             stopped: watch::channel(false).0,
             closed: AtomicUsize::new(0),
             has_dead_letter: AtomicBool::new(false),
+            acks_now: AtomicBool::new(false),
         })
     }
 
@@ -247,6 +249,11 @@ impl ScriptedConsumer {
     /// Says whether what is rejected has somewhere to go.
     pub fn set_has_dead_letter(&self, has: bool) {
         self.has_dead_letter.store(has, Ordering::SeqCst);
+    }
+
+    /// Acks in the thread of who asks, from now on; to be said before it is opened.
+    pub fn set_acks_now(&self) {
+        self.acks_now.store(true, Ordering::SeqCst);
     }
 
     /// By how long each of those calls extended.
@@ -315,6 +322,16 @@ impl Consumer for ScriptedConsumer {
     async fn settle(&self, batch: &[(Token, Settlement)]) -> Vec<Result<()>> {
         self.calls.lock().unwrap().push(batch.to_vec());
         batch.iter().map(|(token, _)| self.fault(*token)).collect()
+    }
+
+    fn ack_now(&self, tokens: &[Token]) -> Option<Vec<Result<()>>> {
+        if !self.acks_now.load(Ordering::SeqCst) {
+            return None;
+        }
+        if !tokens.is_empty() {
+            self.calls.lock().unwrap().push(tokens.iter().map(|token| (*token, Settlement::Ack)).collect());
+        }
+        Some(tokens.iter().map(|token| self.fault(*token)).collect())
     }
 
     async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<()>> {

@@ -21,6 +21,8 @@ struct Rig {
     reject: Option<Arc<ScriptedPublisher>>,
     settings: Settings,
     depth: DepthOf,
+    /// How long a send may take.
+    timeout: Duration,
     folder: tempfile::TempDir,
 }
 
@@ -37,7 +39,8 @@ impl Rig {
         let capabilities = Capabilities { key_pipeline: KeyPipeline::Unsafe, ..MEMORY };
         let (source, sink) = (ScriptedConsumer::new(), ScriptedPublisher::with(capabilities, script));
         let depth: DepthOf = Arc::new(|_| Box::pin(async { Ok(Look::default()) }));
-        Self { source, sink, reject: None, settings, depth, folder: tempfile::tempdir().unwrap() }
+        let (timeout, folder) = (Duration::from_millis(300), tempfile::tempdir().unwrap());
+        Self { source, sink, reject: None, settings, depth, timeout, folder }
     }
 
     fn rejecting(mut self, script: impl FnMut(&Outgoing) -> Reply + Send + 'static) -> Self {
@@ -62,7 +65,7 @@ impl Rig {
         let address: Address = "memory:x?queue=q".parse().unwrap();
         let open = |driver: &Arc<ScriptedPublisher>| {
             let options = PublishOptions {
-                timeout: Duration::from_millis(300),
+                timeout: self.timeout,
                 key_order: KeyOrder::Strict,
                 ..PublishOptions::default()
             };
@@ -214,11 +217,13 @@ async fn passing_failures_are_made_up_for_in_order() {
     }
 }
 
-/// All of one key, one after the other, in longer than a send may take (300 ms here): none of them may wait so long in the
+/// All of one key, one after the other, in longer than a send may take: none of them may wait so long in the
 /// publisher that nobody knows any more whether it was sent.
 #[tokio::test]
 async fn a_long_line_of_one_key_before_a_slow_sink_is_sent_once() {
-    let rig = Rig::new(|_| Reply::After(Duration::from_millis(2)));
+    let mut rig = Rig::new(|_| Reply::After(Duration::from_millis(10)));
+    // Less than all of them take together, and far more than those that are handed over at once.
+    rig.timeout = Duration::from_secs(3);
     for n in 0..400 {
         rig.feed("k", &n.to_string());
     }

@@ -10,6 +10,7 @@ use rusqlite::{
 use throughline::{Error, ErrorKind, Result, Timestamp};
 
 use super::{Before, Entry, Remembered, sent};
+use crate::filter::Copied;
 use crate::identity::Identity;
 use crate::report::{Rejected, Totals};
 
@@ -23,7 +24,7 @@ const GENERATION: i64 = 1_000_000;
 const REMEMBERED: (i64, i64) = (1_000_000, 100_000);
 const REMEMBERED_SENT: &str = "SELECT count(*) FROM sent WHERE became = 0";
 /// How long to wait for a bridge that is just ending.
-const BUSY: Duration = Duration::from_secs(1);
+const BUSY: Duration = Duration::from_secs(10);
 /// How many rejected messages a report names.
 const REPORTED: usize = 1000;
 
@@ -135,24 +136,29 @@ impl File {
         const LATEST: &str =
             "SELECT in_flight FROM run WHERE ended IS NULL AND id = (SELECT max(id) FROM run)";
         Self::look(path, Default::default(), |connection| {
-            let mut known = before(connection)?;
-            let latest = connection.query_row(LATEST, [], |row| row.get::<_, i64>(0)).optional()?;
+            // One look: a run may begin meanwhile.
+            let transaction = connection.unchecked_transaction()?;
+            let mut known = before(&transaction)?;
+            let latest = transaction.query_row(LATEST, [], |row| row.get::<_, i64>(0)).optional()?;
             if let (true, Some(in_flight)) = (is_running, latest) {
-                known.killed -= 1;
-                known.killed_in_flight -= in_flight.unsigned_abs();
+                known.killed = known.killed.saturating_sub(1);
+                known.killed_in_flight = known.killed_in_flight.saturating_sub(in_flight.unsigned_abs());
             }
             Ok(known)
         })
     }
 
-    pub(super) fn sent_ids(path: &Path) -> Result<Option<HashSet<String>>> {
+    pub(super) fn all_sent(path: &Path) -> Result<Option<HashSet<Copied>>> {
         Self::look(path, Some(HashSet::new()), |connection| {
             let count = |sql| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
             if count("SELECT coalesce(sum(moved), 0) FROM run")? > count(REMEMBERED_SENT)? {
                 return Ok(None);
             }
-            let mut select = connection.prepare("SELECT id FROM sent WHERE became = 0")?;
-            select.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>().map(Some)
+            let mut select = connection.prepare("SELECT id, content FROM sent WHERE became = 0")?;
+            select
+                .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect::<rusqlite::Result<_>>()
+                .map(Some)
         })
     }
 

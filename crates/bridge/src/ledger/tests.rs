@@ -1,4 +1,5 @@
 use super::*;
+use crate::comparison::{Expiry, Row};
 use crate::verify::Became;
 use throughline::{Delivery, Envelope};
 
@@ -68,7 +69,8 @@ async fn a_shared_one_keeps_what_was_sent_and_can_be_read_meanwhile() {
     let ledger = open().await.unwrap();
     let sent = Entry { identity: None, rejected: None, sent: Some(Sent::new(Became::Sent, 1, &message)) };
     ledger.writer().note(vec![sent], Totals { moved: 1, ..Totals::default() }).await.unwrap();
-    assert_eq!(sent_ids(&path).unwrap().unwrap(), HashSet::from(["a".to_owned()]));
+    let row = Row::of(&message, Expiry::Exact);
+    assert_eq!(all_sent(&path).unwrap().unwrap(), HashSet::from([(row.id, row.content)]));
     let running = peek(&path, true).unwrap();
     assert_eq!((running.totals.moved, running.killed, running.killed_in_flight), (1, 0, 0));
     assert_eq!(peek(&path, false).unwrap().killed, 1);
@@ -77,7 +79,7 @@ async fn a_shared_one_keeps_what_was_sent_and_can_be_read_meanwhile() {
     assert_eq!(ledger.writer().expected().await.unwrap(), 1, "kept when all was settled");
     // One more than it remembers.
     ledger.writer().note(Vec::new(), Totals { moved: 1, ..Totals::default() }).await.unwrap();
-    assert!(sent_ids(&path).unwrap().is_none(), "that something is forgotten is known");
+    assert!(all_sent(&path).unwrap().is_none(), "that something is forgotten is known");
     ledger.end(true).await.unwrap();
 }
 

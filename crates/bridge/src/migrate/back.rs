@@ -10,6 +10,7 @@ use super::compare::blocking;
 use super::moving::Leg;
 use super::state::{Back, Kind, Phase, map_of};
 use super::{Migration, PhaseReport};
+use crate::filter::Copied;
 use crate::ledger;
 use crate::report::End;
 
@@ -102,11 +103,11 @@ impl Migration {
         self.end(Phase::RollBack, Some(report), None, is_done).await
     }
 
-    /// The ids of the copies that are at the new place.
-    async fn copies_made(&self) -> Result<HashSet<String>> {
+    /// The copies that are at the new place.
+    async fn copies_made(&self) -> Result<HashSet<Copied>> {
         let (path, _) = self.file.ledger(Leg::TapToNew.file());
-        let ids = move || if path.exists() { ledger::sent_ids(&path) } else { Ok(Some(HashSet::new())) };
-        blocking(ids).await?.ok_or_else(|| {
+        let copies = move || if path.exists() { ledger::all_sent(&path) } else { Ok(Some(HashSet::new())) };
+        blocking(copies).await?.ok_or_else(|| {
             let text = "roll-back: more copies were made than the ledger remembers, so that they cannot be told from what \
                         producers have put at the new place; move that by `throughline bridge`, from a group that begins after the copies";
             Error::new(ErrorKind::Conflict, text)

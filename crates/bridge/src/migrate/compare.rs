@@ -151,7 +151,7 @@ impl Comparing<'_> {
         let Reading::ReadBack { cut, .. } = compared.new.evidence else { return Ok(compared) };
         let found = with_new.compare(EXAMPLES).await?;
         let ([missing, mut others], [fewer, twice]) = (found.only, found.more);
-        let meanwhile = remembered(&self.ledger).await?.moved - known.moved;
+        let meanwhile = remembered(&self.ledger).await?.moved.saturating_sub(known.moved);
         if meanwhile > 0 {
             others.count = others.count.saturating_sub(meanwhile);
             others.ids.clear();

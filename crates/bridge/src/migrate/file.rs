@@ -11,7 +11,9 @@ use throughline::{Error, ErrorKind, Result};
 use super::state::{MigrationState, VERSION};
 
 /// So long somebody may only have looked whether a phase runs.
-const LOOKED_AT: Duration = Duration::from_millis(500);
+const LOOKED_AT: Duration = Duration::from_secs(5);
+
+const AGAIN: Duration = Duration::from_millis(25);
 
 /// Where a migration's files are: the state, and beside it a folder with ledgers and locks.
 #[derive(Clone, Debug)]
@@ -57,7 +59,7 @@ impl StateFile {
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(Lock(file)),
-                Err(TryLockError::WouldBlock) if Instant::now() < end => std::thread::sleep(LOOKED_AT / 20),
+                Err(TryLockError::WouldBlock) if Instant::now() < end => std::thread::sleep(AGAIN),
                 Err(TryLockError::WouldBlock) => {
                     return Err(self.conflict(
                         "another process runs a phase of this migration; let it end, or stop it (Ctrl-C), and try again",
@@ -105,8 +107,11 @@ impl StateFile {
             version: u32,
         }
         // First of all: a newer form need not be readable.
-        let broken =
-            |error: serde_json::Error| self.conflict(&format!("is no state of a migration: {error}"));
+        // What it says may quote the text, and so a password.
+        let broken = |error: serde_json::Error| {
+            let (line, column) = (error.line(), error.column());
+            self.conflict(&format!("is no state of a migration: see line {line}, column {column}"))
+        };
         let Versioned { version } = serde_json::from_str(&text).map_err(broken)?;
         if version != VERSION {
             return Err(self.conflict(&format!(

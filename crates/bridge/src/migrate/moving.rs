@@ -6,20 +6,22 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use throughline::{Bus, Result};
+use throughline::{Bus, Error, ErrorKind, Result};
 use tokio::time::Instant;
 
 use super::Migration;
 use super::compare::blocking;
 use super::state::{Back, LedgerState};
 use crate::bridge::Bridge;
-use crate::filter::{Filter, Rest};
+use crate::filter::{Copied, Filter, Rest};
 use crate::ledger;
 use crate::map::Map;
 use crate::report::{End, Report};
 
 /// How often the source's depth is asked for while it is quiet.
 const LOOK: Duration = Duration::from_millis(500);
+/// How long each end may take to close.
+const CLOSING: Duration = Duration::from_secs(10);
 /// A report names so many rejected messages.
 const REPORTED: usize = 1000;
 
@@ -74,18 +76,18 @@ impl Migration {
         self.ended(course, report).await
     }
 
-    /// The way back; `copies` stay where they are.
+    /// The way back; `copies` are not moved: a log keeps them, from a queue they are taken.
     pub(super) async fn flow_back(
         &mut self,
         back: Back,
         map: Map,
-        copies: Option<HashSet<String>>,
+        copies: Option<HashSet<Copied>>,
         quiet: Duration,
         shutdown: impl Future<Output = ()>,
     ) -> Result<Report> {
         let (from, to) = (Bus::connect(&back.from).await?, Bus::connect(&back.to).await?);
         let reject = self.reject().await?;
-        let filter = copies.map_or_else(Filter::default, |ids| Filter::default().except(ids));
+        let filter = copies.map_or_else(Filter::default, |copies| Filter::default().except(copies));
         let course = Course { leg: Leg::NewToOld, from, to, reject, map, filter, rest: Rest::Skip };
         let report = self.until_quiet(&course, quiet, shutdown).await;
         self.ended(course, report).await
@@ -163,7 +165,7 @@ impl Migration {
     async fn ended(&mut self, course: Course, report: Result<Report>) -> Result<Report> {
         let mut warnings = Vec::new();
         for bus in [Some(&course.from), Some(&course.to), course.reject.as_ref()].into_iter().flatten() {
-            warnings.extend(bus.close().await.err().map(|error| error.to_string()));
+            warnings.extend(closed(bus).await.err().map(|error| error.to_string()));
         }
         let mut report = report?;
         report.warnings.extend(warnings);
@@ -175,18 +177,31 @@ impl Migration {
     }
 }
 
+/// Closes, in time: a broker that blocks its publishers may not answer.
+pub(super) async fn closed(bus: &Bus) -> Result<()> {
+    tokio::time::timeout(CLOSING, bus.close()).await.unwrap_or_else(|_| {
+        let text = format!("did not close within {CLOSING:?}");
+        Err(Error::new(ErrorKind::Timeout, text).at("close", bus.address()))
+    })
+}
+
 /// Waits for so long; `false` as soon as something has come.
 async fn stays_quiet(course: &Course, quiet: Duration) -> bool {
     let end = Instant::now() + quiet;
     let mut sleep = pin!(tokio::time::sleep_until(end));
+    // What nobody can read counts at a log: the marks of transactions.
+    let before = course.from.depth("").await.map(|depth| depth.ready);
     loop {
         tokio::select! {
             () = &mut sleep => return true,
             () = tokio::time::sleep(LOOK) => {}
         }
         // What the filter does not take stays there, and says nothing.
-        if course.filter.is_empty() && course.from.depth("").await.is_ok_and(|depth| depth.ready > 0) {
-            return false;
+        if course.filter.is_empty() {
+            match (&before, course.from.depth("").await) {
+                (Ok(before), Ok(now)) if now.ready <= *before => {}
+                _ => return false,
+            }
         }
     }
 }

@@ -50,8 +50,9 @@ fn a_state_that_is_broken_or_newer_is_refused_with_the_place() {
     let newer = whole.replace("\"version\": 1", "\"version\": 2, \"more\": []");
     assert!(refused(&newer).contains("is of version 2; this program knows version 1"));
     assert!(refused(whole.split_at(whole.len() / 2).0).contains("line "));
-    assert!(refused(&whole.replace("\"done\"", "\"dune\"")).contains("unknown field `dune`"));
-    assert!(refused("{}").contains("missing field `version`"));
+    let odd = refused(&whole.replace("\"done\"", "\"dune\""));
+    assert!(odd.contains("is no state of a migration: see line ") && !odd.contains("dune"), "{odd}");
+    assert!(refused("{}").contains("is no state of a migration"));
     assert_eq!(VERSION, 1, "an older version is to be read, too");
 }
 

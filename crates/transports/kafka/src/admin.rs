@@ -345,7 +345,6 @@ fn read(
                 continue;
             }
         };
-        deadline = Instant::now() + reader.timeout;
         let (partition, offset) = (message.partition(), message.offset());
         if open.iter().any(|span| span.partition == partition && offset < span.to) {
             // Epoch 0: no consumer's, so that it cannot be settled.
@@ -356,6 +355,13 @@ fn read(
             }
         }
         open.retain(|span| span.partition != partition || offset + 1 < span.to);
+        // Who takes them may take its time.
+        deadline = Instant::now() + reader.timeout;
+    }
+    if seen < max && !open.is_empty() {
+        let text =
+            format!("the brokers gave nothing of {} partitions within {:?}", open.len(), reader.timeout);
+        return Err(Error::new(ErrorKind::Timeout, text).with_retry(Retry::Safe));
     }
     Ok(())
 }

@@ -170,7 +170,9 @@ fn client(cluster: &Cluster, group: &str, destination: &Destination, shared: Arc
             ("enable.auto.offset.store", "false"),
         ],
     );
-    config.create_with_context(Context::new(shared, destination.drain, is_classic)).map_err(error::map)
+    // Half of what a close may take: the last commit takes its time, too.
+    let leaving = if is_classic { cluster.timeout / 2 } else { Duration::ZERO };
+    config.create_with_context(Context::new(shared, destination.drain, leaving)).map_err(error::map)
 }
 
 #[async_trait]

@@ -36,8 +36,6 @@ const BATCH: usize = 256;
 const WINDOW_BYTES: usize = 64 * 1024 * 1024;
 /// How long it may take to ask what is acked above the position. Without an answer that is delivered again.
 const ASKING: Duration = Duration::from_secs(5);
-/// How long it may take at most to hear what the group calls us, without which nobody can leave it, and then to leave.
-const LEAVING: Duration = Duration::from_secs(5);
 /// An idle consumer commits as soon as all is settled, and not more often than this.
 const IDLE_COMMIT: Duration = Duration::from_millis(50);
 
@@ -46,8 +44,9 @@ pub(crate) struct Context {
     shared: Arc<Shared>,
     events: Events,
     drain: Duration,
-    /// Whether the group gives its members names (the classic protocol), or they do.
-    has_names: bool,
+    /// How long it may take to hear what the group calls us, without which nobody can leave it, and then to leave. None where
+    /// members name themselves (the brokers' protocol).
+    leaving: Duration,
     /// Where the records of assigned partitions go.
     records: Mutex<Weak<Records>>,
     /// The broker takes no metadata of our length.
@@ -59,12 +58,12 @@ pub(crate) struct Context {
 pub(crate) type Client = BaseConsumer<Context>;
 
 impl Context {
-    pub(crate) fn new(shared: Arc<Shared>, drain: Duration, has_names: bool) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, drain: Duration, leaving: Duration) -> Self {
         Self {
             shared,
             events: Events::default(),
             drain,
-            has_names,
+            leaving,
             records: Mutex::default(),
             is_plain: AtomicBool::default(),
             is_failing: AtomicBool::default(),
@@ -93,6 +92,10 @@ impl Context {
 
     /// What was acked above the group's positions, by topic and partition.
     fn acked(&self, client: &Client, partitions: &TopicPartitionList) -> HashMap<(String, i32), Acked> {
+        // Nothing is read any more, and so nothing is committed.
+        if self.shared.state().phase > Phase::Running {
+            return HashMap::new();
+        }
         let mut asked = TopicPartitionList::new();
         for element in partitions.elements() {
             asked.add_partition(element.topic(), element.partition());
@@ -254,9 +257,9 @@ pub(crate) fn run(shared: &Shared, client: Client, destination: &Destination) {
 /// is over, 45 s by default, and give nobody anything meanwhile.
 fn leave(client: &Client) {
     // What comes meanwhile is left to the next.
+    let until = Instant::now() + client.context().leaving;
     let poll_until = |is_so: &dyn Fn() -> bool| {
-        let until = Instant::now() + LEAVING;
-        while client.context().has_names && !is_so() && Instant::now() < until {
+        while Instant::now() < until && !is_so() {
             let _ = client.poll(Duration::from_millis(10));
         }
     };
