@@ -130,16 +130,6 @@ impl driver::Consumer for MemoryConsumer {
         results
     }
 
-    fn ack_now(&self, tokens: &[Token]) -> Option<Vec<Result<()>>> {
-        // Like another transport, it answers when that one does.
-        if self.capabilities().settle == SettleMeaning::Deferred {
-            return None;
-        }
-        let mut results = Vec::with_capacity(tokens.len());
-        self.queue.ack(tokens.iter().copied(), &mut results);
-        Some(results)
-    }
-
     async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<()>> {
         if matches!(self.capabilities().lease, Lease::Renewable(_)) {
             return tokens.iter().map(|token| self.queue.extend(*token, by)).collect();
