@@ -91,7 +91,7 @@ impl Migration {
     }
 }
 
-/// How many messages are ready, once it are so many, or the time to give them back is over.
+/// How many messages are ready: as soon as there are so many, or when the time to give them back is over.
 async fn settled_at(bus: &Bus, wanted: u64) -> Result<u64> {
     let end = Instant::now() + GIVEN_BACK;
     loop {
